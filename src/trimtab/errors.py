@@ -1,0 +1,54 @@
+"""Every error a user can meet, as one tree.
+
+A message says what is wrong, where, what was expected and what was got, and the next step.
+"""
+
+from __future__ import annotations
+
+
+class TrimtabError(Exception):
+    """The root of all errors that trimtab raises on purpose."""
+
+
+class UsageError(TrimtabError, ValueError):
+    """The caller asked for something that cannot be; the data is not at fault."""
+
+
+class BoundError(UsageError):
+    """An error bound is negative, zero, NaN, or not one that the codec can promise."""
+
+
+class ShapeError(UsageError):
+    """A shape or dtype is not one that the operation accepts."""
+
+
+class UnknownCodec(UsageError):
+    """No codec of that name is registered."""
+
+
+class FormatError(TrimtabError, ValueError):
+    """The bytes are not a packed file that this version can read."""
+
+
+class Corrupt(FormatError):
+    """The bytes contradict themselves: a wrong length, table, offset or checksum."""
+
+
+class Truncated(FormatError):
+    """The bytes end too early."""
+
+
+class NewerVersion(FormatError):
+    """The file was written by a newer version of the format."""
+
+
+class BackendUnavailable(TrimtabError, RuntimeError):
+    """The kernel back end that was asked for cannot run here."""
+
+
+class NoFeasibleChoice(TrimtabError, RuntimeError):
+    """No setting satisfies the constraint; the message names the nearest candidates."""
+
+
+class BoundViolated(TrimtabError, RuntimeError):
+    """A codec could not keep its promise. This is a bug of trimtab: please report it."""

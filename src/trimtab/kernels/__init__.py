@@ -1,0 +1,11 @@
+"""Kernels: arrays in, arrays out.
+
+One folder an operation. ``ref.py`` is the specification, in NumPy and obviously right; ``numba.py`` is the fast
+twin for the CPU. Twins have the same functions with the same signatures, and their results are identical to the
+last byte: a conformance test runs them side by side.
+"""
+
+from trimtab.kernels.backend import backend, load, operations
+from trimtab.kernels.threads import for_each, num_threads, threads
+
+__all__ = ["backend", "for_each", "load", "num_threads", "operations", "threads"]

@@ -1,0 +1,58 @@
+"""Work on independent pieces of an array in a few threads. Kernels release the GIL; results never depend on the count."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+
+from trimtab.errors import UsageError
+
+_chosen: ContextVar[int | None] = ContextVar("trimtab_threads", default=None)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Use at most `count` threads inside the ``with`` block.
+
+    Raises:
+        UsageError: `count` is below 1.
+    """
+    if count < 1:
+        raise UsageError(f"the number of threads must be at least 1, got {count}")
+    token = _chosen.set(count)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def num_threads() -> int:
+    """Return how many threads may run: ``threads(...)``, else TRIMTAB_NUM_THREADS, else OMP_NUM_THREADS, else the cores."""
+    chosen = _chosen.get()
+    if chosen is not None:
+        return chosen
+    for variable in ("TRIMTAB_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(variable, "").split(",")[0]
+        if value.isdigit() and int(value) > 0:
+            return int(value)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def for_each(work: Callable[[int], None], count: int) -> None:
+    """Call ``work(0) ... work(count - 1)``, in threads where that can pay; the first error is raised.
+
+    The pool lives for one call, so that a later ``fork()`` finds no threads of ours.
+    """
+    workers = min(num_threads(), count)
+    if workers <= 1:
+        for index in range(count):
+            work(index)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        # each call gets its own copy of the context, so that a forced back end holds in the threads too
+        futures = [pool.submit(copy_context().run, work, index) for index in range(count)]
+        for future in futures:
+            future.result()

@@ -1,0 +1,195 @@
+"""compress, decompress, save, load: codecs and files together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from trimtab.arrays import Array, as_numpy, as_torch
+from trimtab.bounds import Bound, Lossless
+from trimtab.codecs import ENEC, SZ, Codec, make_codec
+from trimtab.dtypes import FLOATS, dtype_name
+from trimtab.errors import Corrupt, UsageError
+from trimtab.files import Reader, Writer, checksum, to_bytes
+from trimtab.packed import Header, Packed, digest
+
+Framework = Literal["np", "pt"]
+"""What comes back: NumPy arrays or PyTorch tensors, in the words of the safetensors library."""
+
+
+def compress(x: Array, bound: Bound = Lossless(), *, codec: Codec | None = None) -> bytes:
+    """Return `x` packed within `bound`, as the bytes of a packed file.
+
+    Takes NumPy arrays and torch tensors of any shape, strides and storable dtype. Without `codec`, lossless packing
+    uses ENEC and lossy packing SZ.
+
+    Raises:
+        ShapeError: the dtype cannot be stored, or the codec does not take it.
+        BoundError: the codec cannot promise this bound.
+
+    >>> import numpy as np, trimtab as tt
+    >>> x = np.sin(np.linspace(0, 6, 10_000, dtype="float32"))
+    >>> blob = tt.compress(x, tt.Rel(1e-3))
+    >>> tt.Rel(1e-3).allows(x, tt.decompress(blob))
+    True
+    """
+    return to_bytes(*encode(as_numpy(x), bound, codec))
+
+
+def decompress(
+    blob: bytes | bytearray | memoryview, *, out: np.ndarray | None = None, framework: Framework = "np"
+) -> Array:
+    """Return the array that `compress` packed; `out`, a C-contiguous NumPy array, receives it where given.
+
+    Raises:
+        FormatError: the bytes are damaged, or not what `compress` returns.
+        ShapeError: `out` does not fit.
+    """
+    reader = Reader(blob)
+    if len(reader) != 1:
+        raise UsageError(f"the file has {len(reader)} entries; read it with trimtab.load(path)")
+    return as_framework(decode(reader, next(iter(reader)), out=out), framework)
+
+
+def save(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Array],
+    bound: Bound = Lossless(),
+    *,
+    codec: Codec | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write named arrays to a packed file, replacing it in one step when all is written.
+
+    A lossy `bound` and a `codec` apply to real floating-point arrays; all others are packed losslessly.
+
+    Raises:
+        UsageError: `tensors` is not a mapping, or a name is reserved.
+        ShapeError, BoundError: as in `compress`.
+
+    >>> import trimtab as tt, numpy as np
+    >>> tt.save("weights.tt", {"w": np.ones((3, 4), "float32")})  # doctest: +SKIP
+    >>> tt.load("weights.tt")["w"].shape  # doctest: +SKIP
+    (3, 4)
+    """
+    if not isinstance(tensors, Mapping):
+        raise UsageError(f"save takes a mapping of names to arrays, got {type(tensors).__name__}; pass {{'x': array}}")
+    with Writer(path, metadata=metadata) as writer:
+        for name, x in tensors.items():
+            array = as_numpy(x)
+            writer.add(name, *encode(array, *for_dtype(array.dtype, bound, codec)))
+
+
+def load(path: str | os.PathLike[str], *, framework: Framework = "np") -> Tensors:
+    """Open a packed file as a mapping whose arrays are decoded when they are asked for.
+
+    Raises:
+        FormatError: it is not a packed file, or its header is damaged.
+        FileNotFoundError: there is no such file.
+    """
+    return Tensors(Reader(path), framework)
+
+
+class Tensors(Mapping[str, Array]):
+    """The arrays of a packed file, by name. Each look-up decodes anew; nothing is kept.
+
+    A model's ``load_state_dict`` takes it as it is.
+    """
+
+    def __init__(self, reader: Reader, framework: Framework = "np") -> None:
+        self.reader = reader
+        self.framework = framework
+
+    def __getitem__(self, name: str) -> Array:
+        return as_framework(decode(self.reader, name), self.framework)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.reader)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.reader
+
+    def __repr__(self) -> str:
+        report = self.report
+        return (
+            f"Tensors({len(self)} arrays, {report['decoded_bytes']} -> {report['file_bytes']} bytes, "
+            f"ratio {report['ratio']:.3f})"
+        )
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Sizes in bytes and the ratio, in all and for each array."""
+        arrays = {name: _entry_report(self.reader.packed(name)) for name in self.reader}
+        decoded = sum(entry["decoded_bytes"] for entry in arrays.values())
+        return {
+            "decoded_bytes": decoded,
+            "file_bytes": self.reader.num_bytes,
+            "ratio": decoded / self.reader.num_bytes,
+            "metadata": self.reader.metadata,
+            "arrays": arrays,
+        }
+
+
+def encode(x: np.ndarray, bound: Bound = Lossless(), codec: Codec | None = None) -> tuple[Packed, str]:
+    """Return `x` packed and the checksum of what a decoder will return."""
+    if codec is None:
+        codec = ENEC() if isinstance(bound, Lossless) or dtype_name(x.dtype) not in FLOATS else SZ()
+    packed = codec.encode(x, bound)
+    digests = packed.digests
+    if digests is None:
+        y = x if isinstance(packed.header.bound, Lossless) else decode_packed(packed)
+        digests = [digest(y[piece]) for piece in packed.header.pieces()]
+    return packed, checksum(digests)
+
+
+def decode(reader: Reader, name: str, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Decode one entry of a packed file and check it against its checksum.
+
+    Raises:
+        Corrupt: the buffers or the decoded elements are not those that were written.
+    """
+    y = decode_packed(reader.packed(name), out=out)
+    if checksum([digest(y[piece]) for piece in reader.header(name).pieces()]) != reader.checksum(name):
+        raise Corrupt(f"the checksum of entry {name!r} does not match: the file was damaged")
+    return y
+
+
+def decode_packed(packed: Packed, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Decode with the codec that the header names."""
+    return make_codec(packed.header.codec).decode(packed, out=out)
+
+
+def for_dtype(dtype: np.dtype, bound: Bound, codec: Codec | None) -> tuple[Bound, Codec | None]:
+    """Return the bound and codec for one array of a collection: those given, or lossless where they do not apply."""
+    if isinstance(bound, Lossless) or dtype_name(dtype) in FLOATS:
+        return bound, codec
+    return Lossless(), None
+
+
+def as_framework(x: np.ndarray, framework: Framework) -> Array:
+    """Return `x` as the framework's own array.
+
+    Raises:
+        UsageError: the framework is not ``"np"`` or ``"pt"``.
+    """
+    if framework not in ("np", "pt"):
+        raise UsageError(f"unknown framework {framework!r}; expected 'np' (NumPy) or 'pt' (PyTorch)")
+    return as_torch(x) if framework == "pt" else x
+
+
+def _entry_report(packed: Packed) -> dict[str, Any]:
+    header: Header = packed.header
+    return {
+        "dtype": header.dtype,
+        "shape": list(header.shape),
+        "codec": header.codec,
+        "bound": header.bound,
+        "decoded_bytes": header.num_bytes,
+        "packed_bytes": packed.num_bytes,
+    }
