@@ -6,7 +6,7 @@ torch is never imported unless the caller already uses it, or asks for tensors.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -29,10 +29,12 @@ def as_numpy(x: Array) -> np.ndarray:
     Torch tensors of any device are taken; bfloat16 and float8 become ml_dtypes arrays.
 
     Raises:
-        ShapeError: the dtype cannot be stored, or the tensor is sparse or quantised.
+        ShapeError: the dtype cannot be stored, the array is masked, or the tensor is sparse, quantised or has no data.
     """
     if is_torch(x):
         return _from_torch(x)
+    if isinstance(x, np.ma.MaskedArray):
+        raise ShapeError("cannot store the mask of a masked array; store x.filled() and x.mask as two arrays")
     x = np.asarray(x)
     dtype_name(x.dtype)  # refuses what cannot be stored
     return x
@@ -48,7 +50,7 @@ def as_torch(x: np.ndarray) -> torch.Tensor:
     try:
         import torch
     except ImportError:
-        raise BackendUnavailable("torch is not installed; pip install 'trimtab[torch]', or ask for NumPy arrays") from None
+        raise BackendUnavailable("torch is missing; pip install 'trimtab[torch]', or ask for NumPy arrays") from None
     name = dtype_name(x.dtype)
     dtype = getattr(torch, name, None)
     if dtype is None:
@@ -56,7 +58,7 @@ def as_torch(x: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(x.view(_SAME_SIZE[x.dtype.itemsize])).view(dtype)
 
 
-def is_torch(x: object) -> bool:
+def is_torch(x: object) -> TypeGuard[torch.Tensor]:
     """Whether `x` is a torch tensor."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
@@ -68,6 +70,8 @@ def _from_torch(x: torch.Tensor) -> np.ndarray:
     name = str(x.dtype).removeprefix("torch.")
     dtype = numpy_dtype(name)
     if x.layout is not torch.strided or x.is_quantized:
-        raise ShapeError(f"cannot store a {x.layout} tensor of dtype {name}; make it dense first, for instance x.to_dense()")
+        raise ShapeError(f"cannot store a {x.layout} tensor of dtype {name}; make it dense first: x.to_dense()")
+    if x.is_meta:
+        raise ShapeError("cannot store a tensor of the device 'meta': it has no data; materialise it first")
     x = x.detach().cpu().resolve_conj().resolve_neg()
     return x.view(getattr(torch, _SAME_SIZE[x.element_size()])).numpy().view(dtype)

@@ -52,7 +52,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What ``__metadata__["trimtab"]`` holds."""
 
-    version: Count
+    version: Annotated[int, msgspec.Meta(ge=1)]
     codecs: list[dict[str, Any]]
     bounds: list[Bound]
     entries: dict[str, Entry]
@@ -88,15 +88,18 @@ class _Layout:
     def add(self, name: str, packed: Packed, checksum: str) -> Iterator[memoryview]:
         """Place an entry behind the others and return the bytes of its buffers."""
         header, manifest = packed.header, self._manifest
+        _check_text(name, "an entry's name")
         if name in manifest.entries:
             raise UsageError(f"two entries are called {name!r}; rename one")
-        for role, buffer in packed.buffers.items():
+        stored = {role: SAFETENSORS_NAMES[dtype_name(buffer.dtype)] for role, buffer in packed.buffers.items()}
+        for role in stored:  # all checks come first: a caller may go on after an error
             key = _buffer_key(name, role)
             if key in self._spans or key == "__metadata__":
                 raise UsageError(f"the name {key!r} is taken by another buffer, or reserved; rename the entry {name!r}")
+        for role, buffer in packed.buffers.items():
             shape = header.shape if role == "data" and buffer.size == header.num_elements else buffer.shape
             end = self.num_bytes + buffer.nbytes
-            self._spans[key] = _Span(SAFETENSORS_NAMES[dtype_name(buffer.dtype)], shape, (self.num_bytes, end))
+            self._spans[_buffer_key(name, role)] = _Span(stored[role], shape, (self.num_bytes, end))
             self.num_bytes = end
         manifest.entries[name] = Entry(
             codec=_position(manifest.codecs, header.codec),
@@ -134,9 +137,13 @@ class Writer:
     def __init__(self, path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None) -> None:
         self.path = Path(path)
         self._metadata = dict(metadata or {})
-        for key in self._metadata:
+        for key, text in self._metadata.items():
+            _check_text(key, "a metadata key")
+            _check_text(text, f"metadata {key!r}")
             if key.startswith("trimtab"):
                 raise UsageError(f"metadata key {key!r} is reserved; choose one that does not start with 'trimtab'")
+        if self.path.is_dir():
+            raise UsageError(f"{self.path} is a directory; expected the name of a file")
         self._layout = _Layout()
         self._body: BinaryIO = tempfile.TemporaryFile(dir=self.path.parent, prefix=f".{self.path.name}.")
 
@@ -189,7 +196,8 @@ def to_bytes(packed: Packed, checksum: str) -> bytes:
 class Reader:
     """Read a packed file lazily: opening checks the header, and a buffer is mapped, not copied.
 
-    Use it as a context manager, or call `close`; arrays that came out keep the mapping alive.
+    The file stays mapped until the reader and all arrays that came out of it are gone; it may be replaced meanwhile
+    (as `Writer` does), but must not be cut short in place.
 
     Raises:
         FormatError: this is not a packed file, or its header contradicts itself or the file's length.
@@ -240,6 +248,11 @@ class Reader:
         """Size of the whole file in bytes."""
         return self._view.nbytes
 
+    def release(self) -> None:
+        """Let the system take back the memory of pages read so far; they are read again if they are needed."""
+        if isinstance(self._view.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            self._view.obj.madvise(mmap.MADV_DONTNEED)
+
     def _header(self, name: str, entry: Entry) -> Header:
         try:
             return Header(
@@ -283,7 +296,7 @@ def _read_header(view: memoryview) -> tuple[dict[str, _Span], int, dict[str, str
         fields = msgspec.json.decode(view[8 : 8 + length], type=dict[str, msgspec.Raw])
         metadata = msgspec.json.decode(fields.pop("__metadata__", b"{}"), type=dict[str, str])
         spans = {name: msgspec.json.decode(raw, type=_Span) for name, raw in fields.items()}
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(f"not a packed file: its header is not that of safetensors: {error}") from None
     end = 0
     for name, span in sorted(spans.items(), key=lambda item: item[1].data_offsets):
@@ -315,7 +328,7 @@ def _read_manifest(metadata: Mapping[str, str]) -> Manifest:
         if metadata.get("trimtab.checksum") != _metadata_checksum(metadata):
             raise Corrupt("the checksum of the metadata does not match: the file was damaged or edited")
         return msgspec.json.decode(text, type=Manifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(f"bad manifest: {error}") from None
 
 
@@ -328,6 +341,16 @@ def _metadata_checksum(metadata: Mapping[str, str]) -> str:
 def _buffer_key(name: str, role: str) -> str:
     """Name of a buffer in the safetensors header. Plain elements stand under the entry's own name."""
     return name if role == "data" else f"{name}:{role}"
+
+
+def _check_text(text: object, what: str) -> None:
+    """Refuse what JSON could not give back: other types, and lone surrogates."""
+    if not isinstance(text, str):
+        raise UsageError(f"{what} must be a text, got {text!r} ({type(text).__name__}); convert it with str()")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} must be valid Unicode, got {text!r}") from None
 
 
 def _position(items: list, item: Any) -> int:

@@ -23,6 +23,8 @@ from trimtab.errors import Corrupt, ShapeError
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """A size, length or count: not negative, and fits in 64 bits."""
 
+_MIN_TILE = 4096  # elements in a tile on average: a hostile file cannot ask for more pieces than its array is worth
+
 Params = TypeVar("Params", bound=msgspec.Struct)
 
 
@@ -50,6 +52,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError(f"shape {list(self.shape)} does not fit in memory")
         if self.tile is not None and (len(self.tile) != len(self.shape) or 0 in self.tile):
             raise ValueError(f"tile {list(self.tile)} does not fit shape {list(self.shape)}")
+        if self.num_pieces > 1 + self.num_elements // _MIN_TILE:
+            raise ValueError(f"{self.num_pieces} tiles are too many for shape {list(self.shape)}")
 
     @property
     def num_elements(self) -> int:
@@ -60,9 +64,15 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Size of the decoded array in bytes."""
         return self.num_elements * numpy_dtype(self.dtype).itemsize
 
+    @property
+    def num_pieces(self) -> int:
+        if self.tile is None or self.num_elements == 0:
+            return 1
+        return math.prod(-(-n // edge) for n, edge in zip(self.shape, self.tile, strict=True))
+
     def pieces(self) -> list[tuple[slice, ...]]:
         """Return where the tiles lie, in C order of the tile grid; tiles at the far ends are cut off."""
-        if self.tile is None:
+        if self.tile is None or self.num_elements == 0:
             return [tuple(slice(0, n) for n in self.shape)]
         starts = [range(0, n, edge) for n, edge in zip(self.shape, self.tile, strict=True)]
         cells = itertools.product(*starts)

@@ -12,7 +12,7 @@ from trimtab.arrays import Array, as_numpy, as_torch
 from trimtab.bounds import Bound, Lossless
 from trimtab.codecs import ENEC, SZ, Codec, make_codec
 from trimtab.dtypes import FLOATS, dtype_name
-from trimtab.errors import Corrupt, UsageError
+from trimtab.errors import BoundError, Corrupt, NewerVersion, UnknownCodec, UsageError
 from trimtab.files import Reader, Writer, checksum, to_bytes
 from trimtab.packed import Header, Packed, digest
 
@@ -101,7 +101,7 @@ class Tensors(Mapping[str, Array]):
 
     def __init__(self, reader: Reader, framework: Framework = "np") -> None:
         self.reader = reader
-        self.framework = framework
+        self.framework = _checked(framework)
 
     def __getitem__(self, name: str) -> Array:
         return as_framework(decode(self.reader, name), self.framework)
@@ -138,6 +138,10 @@ class Tensors(Mapping[str, Array]):
 
 def encode(x: np.ndarray, bound: Bound = Lossless(), codec: Codec | None = None) -> tuple[Packed, str]:
     """Return `x` packed and the checksum of what a decoder will return."""
+    if not isinstance(bound, Bound):
+        raise BoundError(f"expected a bound such as Rel(1e-3), Abs(0.1) or Lossless(), got {bound!r}")
+    if codec is not None and (isinstance(codec, type) or not isinstance(codec, Codec)):
+        raise UsageError(f"expected a codec object such as trimtab.codecs.SZ(), got {codec!r}")
     if codec is None:
         codec = ENEC() if isinstance(bound, Lossless) or dtype_name(x.dtype) not in FLOATS else SZ()
     packed = codec.encode(x, bound)
@@ -161,15 +165,21 @@ def decode(reader: Reader, name: str, *, out: np.ndarray | None = None) -> np.nd
 
 
 def decode_packed(packed: Packed, *, out: np.ndarray | None = None) -> np.ndarray:
-    """Decode with the codec that the header names."""
-    return make_codec(packed.header.codec).decode(packed, out=out)
+    """Decode with the codec that the header names.
+
+    Raises:
+        FormatError: the buffers are damaged, or this version has no such codec.
+    """
+    try:
+        codec = make_codec(packed.header.codec)
+    except UnknownCodec as error:
+        raise NewerVersion(str(error)) from None
+    return codec.decode(packed, out=out)
 
 
 def for_dtype(dtype: np.dtype, bound: Bound, codec: Codec | None) -> tuple[Bound, Codec | None]:
     """Return the bound and codec for one array of a collection: those given, or lossless where they do not apply."""
-    if isinstance(bound, Lossless) or dtype_name(dtype) in FLOATS:
-        return bound, codec
-    return Lossless(), None
+    return (bound, codec) if dtype_name(dtype) in FLOATS else (Lossless(), None)
 
 
 def as_framework(x: np.ndarray, framework: Framework) -> Array:
@@ -178,9 +188,13 @@ def as_framework(x: np.ndarray, framework: Framework) -> Array:
     Raises:
         UsageError: the framework is not ``"np"`` or ``"pt"``.
     """
+    return as_torch(x) if _checked(framework) == "pt" else x
+
+
+def _checked(framework: Framework) -> Framework:
     if framework not in ("np", "pt"):
         raise UsageError(f"unknown framework {framework!r}; expected 'np' (NumPy) or 'pt' (PyTorch)")
-    return as_torch(x) if framework == "pt" else x
+    return framework
 
 
 def _entry_report(packed: Packed) -> dict[str, Any]:

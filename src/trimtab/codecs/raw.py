@@ -20,14 +20,23 @@ class Raw(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     fixed_size: ClassVar[bool] = True
 
     def encode(self, x: np.ndarray, bound: Bound = Lossless()) -> Packed:
-        """Pack any array; the buffer ``data`` holds its elements in C order, little-endian."""
+        """Pack any array; the buffer ``data`` holds its elements in C order, little-endian.
+
+        complex128, which safetensors has no name for, is stored as float64: real, imaginary, real, ...
+        """
         name = dtype_name(x.dtype)
         data = np.ascontiguousarray(x, numpy_dtype(name)).reshape(-1)
+        if name == "complex128":
+            data = data.view("<f8")
         return Packed(Header(codec=describe(self), bound=bound, dtype=name, shape=x.shape), {"data": data})
 
     def decode(self, packed: Packed, *, out: np.ndarray | None = None) -> np.ndarray:
         """Return a copy of the elements."""
-        data = packed.buffer("data", packed.header.dtype, packed.header.num_elements)
+        header = packed.header
+        if header.dtype == "complex128":
+            data = packed.buffer("data", "float64", 2 * header.num_elements).view("<c16")
+        else:
+            data = packed.buffer("data", header.dtype, header.num_elements)
         y = packed.output(out)
         y.reshape(-1)[...] = data
         return y

@@ -13,7 +13,7 @@ import numba
 
 def kernel(*signatures: Any) -> Callable[[Callable], Callable]:
     """Compile a function for these argument types when its module is imported, from the disk cache if possible."""
-    options = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
     types = list(signatures) or None
 
     def compile_kernel(function: Callable) -> Callable:

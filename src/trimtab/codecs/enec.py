@@ -1,0 +1,148 @@
+'''ENEC: weights in fewer bytes, bit for bit (Yang et al., "ENEC", ISCA 2026, arXiv 2604.03298).
+
+Trained weights use few of their exponents. The default mode keeps the paper's idea, a linear map and codes of fixed
+length that vector units like, and changes how rare exponents are stored; mode "paper" is ENEC as published.
+
+Differences of the default mode:
+
+- codes have 2 to 4 bits and an escape for rare exponents, where the paper widens groups of 16: an exact zero in a
+  tensor costs a byte, not two bits an element everywhere;
+- other dtypes, and bfloat16 of which one exponent makes up half, are stored as byte planes with Huffman coding.
+
+Differences of mode "paper":
+
+- one kernel with b, n, m and L in the header, where the paper compiles one for each; 64-bit sizes;
+- a tail is filled up to 128 elements, not to a block; high bits are collected per 2**18 elements, not per NPU core;
+- no sizes per core are stored: the mask bits tell them;
+- a tensor with one exponent stores none (the paper: n = m = L = 1); two neighbours and {0, 255}, on which the
+  published search fails, take the same search with the ends as candidates, or b = 127 and n = 8;
+- tensors of one axis are packed too.
+
+The entry
+=========
+`params.layout` names one of three layouts. N is the number of elements in C order; numbers are little-endian; a complex
+number counts as its two parts. Arrays below 512 elements, and those that would not shrink, are stored by codec "raw".
+
+"escape", only bfloat16 (`trimtab.kernels.bitplanes` defines codes, blocks, planes and the order of escapes).
+params: ``base``, ``width`` w and ``next_width`` v, both 2 to 4. Chunks are 2**18 elements, the last one shorter.
+
+- ``fixed``: N bytes ``sign << 7 | mantissa``, then the planes of all blocks: block k starts at byte
+  ``N + 512 * w * k``, and a last block of n elements has planes of ``ceil(n / 8)`` bytes.
+- ``escapes``: ``2**v - 1`` listed distances; for each chunk a uint32 E, its number of escapes, and a uint32 R, how many
+  of them are not listed; then for each chunk the planes of its E second codes, in blocks like the first ones (the sum of
+  ``v * ceil(n / 8)`` over the blocks), followed by its R distances.
+
+"planes", any dtype (`trimtab.kernels.planes` defines the planes, of which floats wider than a byte are split with
+`signed_float`; `trimtab.kernels.huffman` the blocks). No params. Chunks are 2**18 elements (parts of complex numbers),
+the last one shorter; an element has P bytes.
+
+- ``planes``: for each chunk and, within it, each of its P planes, a uint32: the bytes that the plane takes; then the
+  planes in the same order. A plane that takes as many bytes as the chunk has elements is stored as it is, a smaller one
+  is a Huffman block.
+
+"halving", bfloat16, float16 and float32 (`trimtab.kernels.halving` defines the parts). params: ``base`` b, ``bits`` n,
+``low_bits`` m and ``group`` L = 16.
+
+- ``stream``: sign and mantissa, low bits, masks, high bits. Sign and mantissa: the planes that `trimtab.kernels.planes`
+  gives, without the last, which is the exponent; of float16, split without `signed_float`, the first plane, then packed
+  in 3 bits ``sign << 2 | top two bits of the mantissa``. Low bits and masks are those of all blocks. High bits are
+  collected for each 2**18 elements anew.
+'''
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import msgspec
+import numpy as np
+
+from trimtab.bounds import Bound, Lossless
+from trimtab.codecs.codec import describe
+from trimtab.codecs.enec_escape import EscapeParams, decode_escape, encode_escape
+from trimtab.codecs.enec_halving import (
+    HalvingParams,
+    check_published,
+    decode_halving,
+    encode_halving,
+    published_bits,
+    search_params,
+    unmasked_groups,
+)
+from trimtab.codecs.enec_planes import PlaneParams, decode_planes, encode_planes
+from trimtab.codecs.raw import Raw
+from trimtab.dtypes import dtype_name, numpy_dtype
+from trimtab.errors import Corrupt
+from trimtab.packed import Header, Packed
+
+__all__ = ["ENEC", "HalvingParams", "published_bits", "search_params", "unmasked_groups"]
+
+_SMALL = 512  # elements below which the header would eat what the coding saves
+_OVERHEAD = 128  # bytes by which the header of an entry outgrows that of a raw one
+
+
+class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="id", tag="enec"):
+    """Lossless coding of weights, and of any other array; every bound holds.
+
+    `mode` "escape" is fast on bfloat16 and takes every dtype; "paper" is ENEC as published, for bfloat16, float16
+    and float32.
+
+    >>> x = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    >>> packed = ENEC().encode(x)
+    >>> packed.num_bytes < x.nbytes, np.array_equal(ENEC().decode(packed), x)
+    (True, True)
+    """
+
+    id: ClassVar[str] = "enec"
+    fixed_size: ClassVar[bool] = False
+
+    mode: Literal["escape", "paper"] = "escape"
+
+    def encode(self, x: np.ndarray, bound: Bound = Lossless()) -> Packed:
+        """Pack an array of any shape, byte order and memory layout.
+
+        Small arrays and those that would not shrink come back packed by `Raw`.
+
+        Raises:
+            ShapeError: arrays of this dtype cannot be stored, or not in mode "paper".
+        """
+        name = dtype_name(x.dtype)
+        if self.mode == "paper":
+            check_published(name)
+        if x.size < _SMALL:
+            return Raw().encode(x, bound)
+        flat = np.ascontiguousarray(x, numpy_dtype(name)).reshape(-1)
+        if not flat.flags.aligned:
+            flat = flat.copy()
+        encoded = None
+        if self.mode == "paper":
+            encoded = encode_halving(flat)
+        elif name == "bfloat16":
+            encoded = encode_escape(flat)
+        params, buffers = encoded or encode_planes(flat)
+        if sum(buffer.size for buffer in buffers.values()) + _OVERHEAD >= flat.nbytes:
+            return Raw().encode(x, bound)
+        header = Header(codec=describe(self), bound=bound, dtype=name, shape=x.shape, params=msgspec.to_builtins(params))
+        return Packed(header, buffers)
+
+    def decode(self, packed: Packed, *, out: np.ndarray | None = None) -> np.ndarray:
+        """Return the array, bit for bit.
+
+        Raises:
+            Corrupt: params or buffers contradict each other.
+            ShapeError: `out` does not fit.
+        """
+        params = packed.params(EscapeParams | PlaneParams | HalvingParams)
+        if packed.header.num_elements == 0:
+            raise Corrupt("an empty array has no ENEC buffers; it is stored by codec 'raw'")
+        y = packed.output(out)
+        flat = y.reshape(-1)
+        target = flat if flat.flags.aligned else np.empty_like(flat)
+        if isinstance(params, EscapeParams):
+            decode_escape(packed, params, target)
+        elif isinstance(params, PlaneParams):
+            decode_planes(packed, target)
+        else:
+            decode_halving(packed, params, target)
+        if target is not flat:
+            flat[...] = target
+        return y

@@ -1,0 +1,124 @@
+"""The escape layout of ENEC: short codes of bfloat16 exponents, as `trimtab.kernels.bitplanes` stores them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import numpy as np
+
+from trimtab import kernels
+from trimtab.errors import Corrupt
+from trimtab.packed import Packed
+
+CHUNK = 1 << 18
+"""Elements that are coded on their own, a multiple of the kernel's block."""
+
+_CHUNKS_A_THREAD = 8  # chunks that one thread takes at a time: about a millisecond of work
+_MAX_LISTED = 15
+_Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
+_Width = Annotated[int, msgspec.Meta(ge=2, le=4)]
+
+
+class EscapeParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="layout", tag="escape"):
+    """What the decoder needs beside the buffers; see `trimtab.codecs.enec` for the meaning."""
+
+    base: _Byte
+    width: _Width
+    next_width: _Width
+
+
+def encode_escape(x: np.ndarray) -> tuple[EscapeParams, dict[str, np.ndarray]] | None:
+    """Encode flat contiguous bfloat16 elements; None where this layout does not suit them.
+
+    It suits trained weights: no exponent holds more than half of a sample, and the sample shrinks.
+    """
+    bitplanes = kernels.load("bitplanes")
+    halves = x.view(np.uint16)
+    counts = np.empty(256, np.int64)
+    bitplanes.survey(halves, _sampling_step(halves.size), counts)
+    listed = np.empty(_MAX_LISTED, np.uint8)
+    base, width, next_width, price = bitplanes.choose(counts, listed)
+    num_sampled = int(counts.sum())
+    if 2 * int(counts.max()) > num_sampled or price > 31 * num_sampled:  # price: quarter bits, 32 a byte
+        return None
+    num_planes = bitplanes.plane_bytes(halves.size, width)
+    fixed = np.empty(halves.size + num_planes, np.uint8)
+    signs, planes = fixed[: halves.size], fixed[halves.size :]
+    num_chunks = -(-halves.size // CHUNK)
+    table = np.empty((num_chunks, 2), "<u4")
+    tails: list[np.ndarray] = [listed] * num_chunks
+
+    def encode_chunks(group: int) -> None:
+        for i in range(group * _CHUNKS_A_THREAD, min((group + 1) * _CHUNKS_A_THREAD, num_chunks)):
+            start, stop = i * CHUNK, min((i + 1) * CHUNK, halves.size)
+            at = bitplanes.plane_bytes(start, width)
+            tail = np.empty(bitplanes.plane_bytes(stop - start, next_width) + stop - start, np.uint8)
+            num_escapes, num_raw = bitplanes.encode(
+                halves[start:stop], base, width, next_width, listed, signs[start:stop], planes[at:], tail
+            )
+            table[i] = num_escapes, num_raw
+            used = tail[: bitplanes.plane_bytes(num_escapes, next_width) + num_raw]
+            tails[i] = used if num_chunks == 1 else used.copy()  # lets the rest of `tail` go
+
+    kernels.for_each(encode_chunks, -(-num_chunks // _CHUNKS_A_THREAD))
+    escapes = np.concatenate([listed[: (1 << next_width) - 1], table.view(np.uint8).reshape(-1), *tails])
+    return EscapeParams(base=base, width=width, next_width=next_width), {"fixed": fixed, "escapes": escapes}
+
+
+def decode_escape(packed: Packed, params: EscapeParams, y: np.ndarray) -> None:
+    """Decode into `y`, flat contiguous bfloat16.
+
+    Raises:
+        Corrupt: a buffer has the wrong size, or the parts contradict each other.
+    """
+    bitplanes = kernels.load("bitplanes")
+    if packed.header.dtype != "bfloat16":
+        raise Corrupt(f"the escape layout holds bfloat16; the header says {packed.header.dtype}")
+    halves = y.view(np.uint16)
+    width, next_width = params.width, params.next_width
+    num_planes = bitplanes.plane_bytes(halves.size, width)
+    fixed = packed.buffer("fixed", "uint8", halves.size + num_planes)
+    escapes = packed.buffer("escapes")
+    signs, planes = fixed[: halves.size], fixed[halves.size :]
+    num_chunks = -(-halves.size // CHUNK)
+    num_listed = (1 << next_width) - 1
+    table_end = num_listed + 8 * num_chunks
+    if escapes.size < table_end:
+        raise Corrupt(f"buffer 'escapes' holds {escapes.size} bytes; its table alone takes {table_end}")
+    listed = escapes[:num_listed]
+    table = np.frombuffer(escapes[num_listed:table_end].tobytes(), "<u4").reshape(num_chunks, 2).tolist()
+    bounds = [table_end]
+    for num_escapes, num_raw in table:
+        bounds.append(bounds[-1] + bitplanes.plane_bytes(num_escapes, next_width) + num_raw)
+    if bounds[-1] != escapes.size:
+        raise Corrupt(f"the chunks of buffer 'escapes' end at byte {bounds[-1]} of {escapes.size}")
+
+    def decode_chunks(group: int) -> None:
+        for i in range(group * _CHUNKS_A_THREAD, min((group + 1) * _CHUNKS_A_THREAD, num_chunks)):
+            start, stop = i * CHUNK, min((i + 1) * CHUNK, halves.size)
+            at, end = bitplanes.plane_bytes(start, width), bitplanes.plane_bytes(stop, width)
+            tail, num_escapes = escapes[bounds[i] : bounds[i + 1]], table[i][0]
+            if not bitplanes.decode(
+                signs[start:stop],
+                planes[at:end],
+                tail,
+                num_escapes,
+                params.base,
+                width,
+                next_width,
+                listed,
+                halves[start:stop],
+            ):
+                raise Corrupt(f"chunk {i} of {num_chunks} claims {num_escapes} escapes; its planes say otherwise")
+
+    kernels.for_each(decode_chunks, -(-num_chunks // _CHUNKS_A_THREAD))
+
+
+def _sampling_step(num_elements: int) -> int:
+    """Return the distance of the runs of 64 to look at: a sixteenth of the array, but 8 Ki to 64 Ki elements.
+
+    It is odd, so that the runs do not all hit the same columns of a matrix.
+    """
+    num_runs = min(max(num_elements >> 10, 128), 1024)
+    return num_elements // num_runs | 1

@@ -1,0 +1,92 @@
+"""Which weights predict the integers of a tile best: least squares on a sample, against the plain Lorenzo weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trimtab import kernels
+from trimtab.codecs.tiling import Tile
+from trimtab.kernels.predictor.ref import LORENZO, NUM_TAPS, TAPS
+
+_SAMPLE_ROWS = 64
+_SAMPLE_LENGTH = 256
+_MAX_SHIFT = 8
+_CANDIDATES = ((2,), (4, 9), (13, 22))
+"""For each dimension the numbers of leading taps to try: the nearest neighbours stand first in `TAPS`."""
+
+
+def lorenzo_weights(dimension: int) -> np.ndarray:
+    """Return the Lorenzo weights (int32) for a tile of this dimension; their shift is 0."""
+    weights = np.zeros(NUM_TAPS[dimension - 1], np.int32)
+    for tap, weight in LORENZO[dimension - 1].items():
+        weights[TAPS.index(tap)] = weight
+    return weights
+
+
+def fit(q: np.ndarray, tile: Tile) -> tuple[np.ndarray, int]:
+    """Return weights (int32) and shift that predict `q` (int32, margins filled) in the fewest bits, on a sample."""
+    dimension = len(tile.shape)
+    best = lorenzo_weights(dimension), 0
+    neighbours, own = _sample(q, tile, dimension)
+    if own.size < 256:
+        return best
+    # differences to the left neighbour are small, and force weights that sum to one: constants stay exact
+    largest = int(np.abs(q).max())
+    shift = min(_MAX_SHIFT, 29 - largest.bit_length())
+    least = _bits(own - best[0].astype(np.int64) @ neighbours)
+    if shift < 4 or least == 0:
+        return best
+    differences = (neighbours[1:] - neighbours[0]).astype(np.float64)
+    target = (own - neighbours[0]).astype(np.float64)
+    scale = max(1.0, np.abs(differences).max() / 2**18)  # keeps the sums below exact, whatever their order
+    differences, target = np.rint(differences / scale), np.rint(target / scale)
+    gram, moments = differences @ differences.T, differences @ target
+    for num in _CANDIDATES[dimension - 1]:
+        size = num - 1
+        ridge = 1e-6 * np.trace(gram[:size, :size]) / size + 1e-3
+        others = np.linalg.solve(gram[:size, :size] + ridge * np.eye(size), moments[:size])
+        others = np.rint(np.clip(others, -64, 64) * (1 << shift)).astype(np.int64)
+        weights = np.zeros(NUM_TAPS[dimension - 1], np.int64)
+        weights[0], weights[1:num] = (1 << shift) - others.sum(), others
+        if np.abs(weights).max() >= 1 << 15:
+            continue
+        bits = _bits(own - ((weights @ neighbours + (1 << shift >> 1)) >> shift))
+        if bits < 0.99 * least:  # more taps cost time, so they have to pay
+            best, least = (weights.astype(np.int32), shift), bits
+    return best
+
+
+def _sample(q: np.ndarray, tile: Tile, dimension: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the neighbours (int64[taps, samples]) and the values (int64[samples]) of rows spread over the tile."""
+    per_plane, num_planes = tile.rows_per_plane, tile.num_rows // tile.rows_per_plane
+    if dimension == 3:
+        planes, rows = _spread(1, num_planes, 8), _spread(1, per_plane, 8)
+    else:
+        planes, rows = np.zeros(1, np.int64), _spread(dimension - 1, per_plane, _SAMPLE_ROWS)
+    i, j = (grid.reshape(-1) for grid in np.meshgrid(planes, rows, indexing="ij"))
+    num = min(tile.row_length, _SAMPLE_LENGTH)
+    start = tile.margin + (tile.row_length - num) // 2
+    own = q[i * per_plane + j, start : start + num].reshape(-1).astype(np.int64)
+    neighbours = np.empty((NUM_TAPS[dimension - 1], own.size), np.int64)
+    for tap, (back, above, lanes) in enumerate(TAPS[: len(neighbours)]):
+        source = np.maximum(i - back, 0) * per_plane + np.clip(j - above, 0, per_plane - 1)
+        first = start - lanes * tile.lane
+        neighbours[tap] = q[source, first : first + num].reshape(-1)
+    return neighbours, own
+
+
+def _spread(first: int, stop: int, count: int) -> np.ndarray:
+    """Return up to `count` different numbers spread evenly over first to stop - 1."""
+    num = min(count, max(stop - first, 0))
+    return first + np.arange(num) * (stop - first) // max(num, 1)
+
+
+def _bits(residual: np.ndarray) -> float:
+    """Return the mean number of bits that residuals take: entropy of their tokens plus extra bits."""
+    values = np.clip(residual, -(2**31), 2**31 - 1).astype(np.int32)
+    coder = kernels.load("tokens")
+    tokens, extra = np.empty(values.size, np.uint8), np.empty(coder.max_extra_size(values.size), np.uint8)
+    extra_size = coder.encode(values, tokens, extra)
+    counts = np.bincount(tokens)
+    shares = counts[counts > 0] / tokens.size
+    return float(-(shares * np.log2(shares)).sum()) + 8 * extra_size / tokens.size

@@ -1,0 +1,370 @@
+"""Tabled asymmetric numeral systems with contexts, fast: see ref.py for the format.
+
+The decoder is safe on hostile input without a test a symbol: tables are built from counts that were checked to sum to
+their size, so that every state leads to a state; loads are clamped to the block; and positions come from the shape of
+the output. The end of the bits and the final states are compared afterwards.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numba import types
+
+from trimtab.kernels.ans.ref import MAX_CONTEXTS, NUM_TOKENS, TABLE_BITS, max_block_size
+from trimtab.kernels.jit import kernel
+from trimtab.kernels.words import load64, store64
+
+__all__ = ["MAX_CONTEXTS", "NUM_TOKENS", "TABLE_BITS", "decode_block", "encode_block", "max_block_size"]
+
+_BYTES = types.Array(types.uint8, 1, "C", readonly=True)
+_ROWS = types.Array(types.uint8, 2, "C", readonly=True)
+_SIZE = 1 << TABLE_BITS
+_STEP = (_SIZE >> 1) + (_SIZE >> 3) + 3
+_BITS = TABLE_BITS
+_TOKENS = NUM_TOKENS
+_CONTEXTS = MAX_CONTEXTS
+u8, u64 = np.uint8, np.uint64
+_inline = numba.njit(forceinline=True, boundscheck=False, error_model="numpy")
+
+
+@kernel(types.void(_ROWS, types.int64, types.int64, types.uint8[::1], types.uint8[::1]))
+def _activities(tokens, r, back, padded, activities):
+    """Write the activity of each place of row `r`; `padded` is room for a row and one more at either end."""
+    num = tokens.shape[1]
+    if r == 0:
+        activities[:] = u8(0)
+        return
+    above, behind = tokens[r - 1], tokens[r - back if r >= back else r - 1]
+    inner = padded[1 : num + 1]
+    for k in range(num):
+        inner[k] = min(above[k], u8(42))
+    padded[0], padded[num + 1] = padded[1], padded[num]
+    left, right = padded[:num], padded[2 : num + 2]
+    for k in range(num):
+        activities[k] = u8(u8(inner[k] << 1) + left[k] + right[k] + u8(min(behind[k], u8(42)) << 1))
+
+
+@kernel(types.int64(types.Array(types.uint32, 2, "C"), types.uint8[::1]))
+def _choose_contexts(joint, thresholds):
+    """Split the activities into contexts of like weight; return the number of contexts."""
+    weights = np.zeros(256, np.int64)
+    total, active = np.int64(0), np.int64(0)
+    for s in range(256):
+        some = np.int64(0)
+        for token in range(_TOKENS):
+            weights[s] += np.int64(joint[s, token])
+            some += np.int64(joint[s, token]) if token > 0 else 0
+        active += some
+        weights[s] = 32 * some + weights[s]  # places that are almost surely zero are many and cheap
+        total += weights[s]
+    wanted = 1 if active < 1000 else (4 if active < 16000 else _CONTEXTS)
+    num, passed = 1, np.int64(0)
+    for s in range(255):
+        passed += weights[s]
+        if num < wanted and weights[s] > 0 and passed * wanted >= num * total and passed < total:
+            thresholds[num - 1] = u8(s + 1)
+            num += 1
+    return num
+
+
+@kernel(types.void(types.int64[::1], types.int64[::1]))
+def _normalise(counts, shares):
+    """Scale counts to shares that sum to the table size, none of a present token below 1."""
+    total, used = np.int64(0), np.int64(0)
+    for t in range(_TOKENS):
+        total += counts[t]
+    for t in range(_TOKENS):
+        shares[t] = 0
+        if counts[t] > 0:
+            shares[t] = max(1, (counts[t] * _SIZE + total // 2) // total)
+        used += shares[t]
+    while used != _SIZE and total > 0:
+        best, chosen = -1.0, 0
+        for t in range(_TOKENS):
+            if used < _SIZE and counts[t] > 0:  # the token that gains most from one slot more
+                gain = counts[t] / (2.0 * shares[t] + 1.0)
+                if gain > best:
+                    best, chosen = gain, t
+            if used > _SIZE and shares[t] > 1:  # the token that loses least with one slot less
+                loss = counts[t] / (2.0 * shares[t] - 1.0)
+                if best < 0 or loss < best:
+                    best, chosen = loss, t
+        change = 1 if used < _SIZE else -1
+        shares[chosen] += change
+        used += change
+
+
+@kernel(types.void(types.int64[::1], types.uint8[::1]))
+def _spread(shares, slots):
+    """Deal the slots of a table to the tokens."""
+    at = 0
+    for t in range(_TOKENS):
+        for _ in range(shares[t]):
+            slots[at] = u8(t)
+            at = (at + _STEP) & (_SIZE - 1)
+
+
+@_inline
+def _width(value):
+    width = 0
+    while value > 0:
+        value >>= 1
+        width += 1
+    return width
+
+
+@kernel(types.int64(types.uint8[::1], types.int64, types.int64, types.int64))
+def _put_bits(out, position, value, width):
+    for k in range(width):
+        if (value >> k) & 1:
+            out[(position + k) >> 3] |= u8(1 << ((position + k) & 7))
+    return position + width
+
+
+@_inline
+def _put(state, at, extent, offset, following, bits, num_bits):
+    """Push one token: return the new state and the bits it shed."""
+    width = (state + u64(extent[at]) & u64(0xFFFFFFFF)) >> u64(16)
+    bits = (bits << width) | (state & ((u64(1) << width) - u64(1)))
+    state = u64(following[u64(np.int64(state >> width) + np.int64(offset[at]))])
+    return state, bits, num_bits + width
+
+
+@_inline
+def _flush(address, bits, num_bits):
+    """Write whole bytes, the oldest bits highest; up to 7 bits stay."""
+    store64(address - types.uintp(8), bits << ((u64(64) - num_bits) & u64(63)))
+    return address - (num_bits >> u64(3)), num_bits & u64(7)
+
+
+@_inline
+def _get(state, base, table, bits):
+    """Pop one token: return the new state, the table entry (width | token << 8 | ...) and the bits that remain."""
+    entry = u64(table[u64(base) + state])
+    width = entry & u64(63)
+    state = (entry >> u64(16)) + (bits & ((u64(1) << width) - u64(1)))
+    return state, entry, bits >> width
+
+
+@_inline
+def _take_bits(block, position, width):
+    value = 0
+    for k in range(width):
+        value |= ((np.int64(block[(position + k) >> 3]) >> ((position + k) & 7)) & 1) << k
+    return value
+
+
+@kernel(types.int64(_ROWS, types.int64, types.uint8[::1]))
+def encode_block(tokens, back, out):
+    num_rows, num = tokens.shape
+    padded, activities = np.empty(num + 2, np.uint8), np.empty(num, np.uint8)
+    joint = np.zeros((256, _TOKENS), np.uint32)
+    for r in range(num_rows):
+        _activities(tokens, r, back, padded, activities)
+        row = tokens[r]
+        for k in range(num):
+            joint[activities[k], row[k]] += np.uint32(1)
+    thresholds = np.zeros(_CONTEXTS, np.uint8)
+    num_contexts = _choose_contexts(joint, thresholds)
+    context_of = np.zeros(256, np.int64)
+    for s in range(256):
+        for c in range(num_contexts - 1):
+            if s >= thresholds[c]:
+                context_of[s] = c + 1
+
+    next_states = np.zeros((num_contexts, _SIZE), np.uint16)
+    extents, offsets = np.zeros((num_contexts, 128), np.uint32), np.zeros((num_contexts, 128), np.int32)
+    counts, shares, slots = np.empty(_TOKENS, np.int64), np.empty(_TOKENS, np.int64), np.empty(_SIZE, np.uint8)
+    begins = np.empty(_TOKENS, np.int64)
+    out[: 1 + _CONTEXTS + num_contexts * _TOKENS * 3] = u8(0)
+    out[0] = u8(num_contexts)
+    for c in range(num_contexts - 1):
+        out[1 + c] = thresholds[c]
+    position = 8 * num_contexts
+    for c in range(num_contexts):
+        counts[:] = 0
+        for s in range(256):
+            if context_of[s] == c:
+                for t in range(_TOKENS):
+                    counts[t] += np.int64(joint[s, t])
+        _normalise(counts, shares)
+        _spread(shares, slots)
+        begin, last = 0, 0
+        for t in range(_TOKENS):
+            share = shares[t]
+            begins[t] = begin
+            if share > 0:
+                last = t + 1
+                most = _BITS + 1 - _width(share)
+                extents[c, t] = np.uint32(((most << 16) - (share << most)) & 0xFFFFFFFF)
+                offsets[c, t] = np.int32(c * _SIZE + begin - share)
+            begin += share
+        for slot in range(_SIZE):
+            t = slots[slot]
+            next_states[c, begins[t]] = np.uint16(_SIZE + slot)
+            begins[t] += 1
+        position = _put_bits(out, position, last, 7)
+        for t in range(last):
+            width = _width(shares[t] + 1)
+            position = _put_bits(out, position, 0, width - 1)
+            position = _put_bits(out, position, 1, 1)
+            position = _put_bits(out, position, shares[t] + 1 - (1 << (width - 1)), width - 1)
+    head = (position + 7) >> 3
+
+    states = np.full(8, _SIZE, np.uint64)
+    following = next_states.reshape(-1)
+    extent, offset = extents.reshape(-1), offsets.reshape(-1)
+    token_base = np.zeros(256, np.uint16)
+    for s in range(256):
+        token_base[s] = np.uint16(128 * context_of[s])
+    end = types.uintp(out.ctypes.data) + types.uintp(out.size)
+    address, bits, num_bits = end, u64(0), u64(0)
+    for r in range(num_rows - 1, -1, -1):
+        _activities(tokens, r, back, padded, activities)
+        row = tokens[r]
+        whole = num // 8 * 8
+        for k in range(num - 1, whole - 1, -1):
+            at = np.uint64(token_base[activities[k]]) + np.uint64(row[k])
+            states[k - whole], bits, num_bits = _put(states[k - whole], at, extent, offset, following, bits, num_bits)
+            address, num_bits = _flush(address, bits, num_bits)
+        x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
+        x4, x5, x6, x7 = states[4], states[5], states[6], states[7]
+        for g in range(whole - 8, -1, -8):
+            a, t = activities[g : g + 8], row[g : g + 8]
+            x7, bits, num_bits = _put(x7, u64(token_base[a[7]]) + u64(t[7]), extent, offset, following, bits, num_bits)
+            x6, bits, num_bits = _put(x6, u64(token_base[a[6]]) + u64(t[6]), extent, offset, following, bits, num_bits)
+            x5, bits, num_bits = _put(x5, u64(token_base[a[5]]) + u64(t[5]), extent, offset, following, bits, num_bits)
+            x4, bits, num_bits = _put(x4, u64(token_base[a[4]]) + u64(t[4]), extent, offset, following, bits, num_bits)
+            address, num_bits = _flush(address, bits, num_bits)
+            x3, bits, num_bits = _put(x3, u64(token_base[a[3]]) + u64(t[3]), extent, offset, following, bits, num_bits)
+            x2, bits, num_bits = _put(x2, u64(token_base[a[2]]) + u64(t[2]), extent, offset, following, bits, num_bits)
+            x1, bits, num_bits = _put(x1, u64(token_base[a[1]]) + u64(t[1]), extent, offset, following, bits, num_bits)
+            x0, bits, num_bits = _put(x0, u64(token_base[a[0]]) + u64(t[0]), extent, offset, following, bits, num_bits)
+            address, num_bits = _flush(address, bits, num_bits)
+        states[0], states[1], states[2], states[3] = x0, x1, x2, x3
+        states[4], states[5], states[6], states[7] = x4, x5, x6, x7
+    first = out.size - np.int64(end - address)
+    skip = np.int64(0)
+    if num_bits > u64(0):
+        skip = np.int64(u64(8) - num_bits)
+        first -= 1
+        out[first] = u8((bits << u64(skip)) & u64(255))
+    out[head] = u8(skip)
+    for k in range(8):
+        state = np.int64(states[k]) - _SIZE
+        out[head + 1 + 2 * k], out[head + 2 + 2 * k] = u8(state & 255), u8(state >> 8)
+    head += 17
+    for i in range(out.size - first):
+        out[head + i] = out[first + i]
+    size = head + out.size - first
+    while size < head + 8:  # so that the decoder can load a word from anywhere
+        out[size] = u8(0)
+        size += 1
+    return size
+
+
+@kernel(types.int64(_BYTES, types.int64, types.uint8[:, ::1]))
+def decode_block(block, back, tokens):
+    num_rows, num = tokens.shape
+    if block.size < 1:
+        return -1
+    num_contexts = np.int64(block[0])
+    if num_contexts < 1 or num_contexts > _CONTEXTS or block.size < num_contexts:
+        return -1
+    table = np.empty(num_contexts * _SIZE, np.uint32)
+    shares, slots, seen = np.empty(_TOKENS, np.int64), np.empty(_SIZE, np.uint8), np.empty(_TOKENS, np.int64)
+    position, end = 8 * num_contexts, 8 * block.size
+    for c in range(num_contexts):
+        shares[:] = 0
+        if position + 7 > end:
+            return -1
+        last = _take_bits(block, position, 7)
+        position += 7
+        if last > _TOKENS:
+            return -1
+        total = 0
+        for t in range(last):
+            width = 0
+            while position < end and width <= _BITS and _take_bits(block, position, 1) == 0:
+                width += 1
+                position += 1
+            if width > _BITS or position + 1 + width > end:
+                return -1
+            shares[t] = (1 << width) + _take_bits(block, position + 1, width) - 1
+            position += 1 + width
+            total += shares[t]
+        if total == 0:  # a context that never occurs; zeros keep its table whole
+            shares[0], total = _SIZE, _SIZE
+        if total != _SIZE:
+            return -1
+        _spread(shares, slots)
+        for t in range(_TOKENS):
+            seen[t] = shares[t]
+        for slot in range(_SIZE):
+            t = slots[slot]
+            width = _BITS + 1 - _width(seen[t])
+            base = (seen[t] << width) - _SIZE
+            table[c * _SIZE + slot] = np.uint32(width | np.int64(t) << 8 | base << 16)
+            seen[t] += 1
+    head = (position + 7) >> 3
+    if block.size < head + 25:
+        return -1
+    skip = np.int64(block[head])
+    states = np.empty(8, np.uint64)
+    for k in range(8):
+        state = np.int64(block[head + 1 + 2 * k]) | np.int64(block[head + 2 + 2 * k]) << 8
+        if state >= _SIZE:
+            return -1
+        states[k] = u64(state)
+    if skip > 7:
+        return -1
+    head += 17
+    table_base = np.zeros(256, np.uint16)
+    for s in range(256):
+        for c in range(1, num_contexts):
+            if s >= np.int64(block[c]):
+                table_base[s] = np.uint16(c * _SIZE)
+    padded, activities = np.empty(num + 2, np.uint8), np.empty(num, np.uint8)
+    base, limit, at_bit = types.uintp(block.ctypes.data) + types.uintp(head), u64(block.size - head - 8), u64(skip)
+    out_address = types.uintp(tokens.ctypes.data)
+    for r in range(num_rows):
+        _activities(tokens, r, back, padded, activities)
+        whole = num // 8 * 8
+        s0, s1, s2, s3 = states[0], states[1], states[2], states[3]
+        s4, s5, s6, s7 = states[4], states[5], states[6], states[7]
+        address = out_address + types.uintp(r * num)
+        for g in range(0, whole, 8):
+            a = activities[g : g + 8]
+            at = min(at_bit >> u64(3), limit)
+            bits = load64(base + at) >> ((at_bit - (at << u64(3))) & u64(63))
+            s0, e0, bits = _get(s0, table_base[a[0]], table, bits)
+            s1, e1, bits = _get(s1, table_base[a[1]], table, bits)
+            s2, e2, bits = _get(s2, table_base[a[2]], table, bits)
+            s3, e3, bits = _get(s3, table_base[a[3]], table, bits)
+            at_bit += (e0 + e1 + e2 + e3) & u64(255)
+            at = min(at_bit >> u64(3), limit)
+            bits = load64(base + at) >> ((at_bit - (at << u64(3))) & u64(63))
+            s4, e4, bits = _get(s4, table_base[a[4]], table, bits)
+            s5, e5, bits = _get(s5, table_base[a[5]], table, bits)
+            s6, e6, bits = _get(s6, table_base[a[6]], table, bits)
+            s7, e7, bits = _get(s7, table_base[a[7]], table, bits)
+            at_bit += (e4 + e5 + e6 + e7) & u64(255)
+            byte = u64(0xFF00)
+            low = (e0 & byte) >> u64(8) | (e1 & byte) | (e2 & byte) << u64(8) | (e3 & byte) << u64(16)
+            high = (e4 & byte) << u64(24) | (e5 & byte) << u64(32) | (e6 & byte) << u64(40) | (e7 & byte) << u64(48)
+            store64(address + types.uintp(g), low | high)
+        states[0], states[1], states[2], states[3] = s0, s1, s2, s3
+        states[4], states[5], states[6], states[7] = s4, s5, s6, s7
+        for k in range(whole, num):
+            at = min(at_bit >> u64(3), limit)
+            bits = load64(base + at) >> ((at_bit - (at << u64(3))) & u64(63))
+            state, entry, bits = _get(states[k - whole], table_base[activities[k]], table, bits)
+            states[k - whole] = state
+            at_bit += entry & u64(255)
+            tokens[r, k] = u8(entry >> u64(8))
+    for k in range(8):
+        if states[k] != u64(0):
+            return -1
+    size = np.int64((at_bit + u64(7)) >> u64(3))
+    return 0 if block.size == head + max(size, 8) else -1

@@ -1,0 +1,1 @@
+"""Short fixed-length codes for bfloat16 exponents, stored as bit planes, with escapes."""

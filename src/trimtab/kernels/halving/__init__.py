@@ -1,0 +1,1 @@
+"""Exponents in two widths, packed by halving, as ENEC was published."""

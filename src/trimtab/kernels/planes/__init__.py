@@ -1,0 +1,1 @@
+"""Elements taken apart into byte planes, and put together again."""

@@ -1,0 +1,45 @@
+"""Unaligned 64-bit loads and stores inside kernels, little-endian on every machine.
+
+Kernels that call these are cached, and the cache does not notice edits here: a new meaning needs a new name.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_WORD = ir.IntType(64)
+
+
+@intrinsic
+def load64(typingctx, address):
+    """Read 8 bytes at any address."""
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], _WORD.as_pointer())
+        return _little_endian(builder, builder.load(pointer, align=1))
+
+    return types.uint64(types.uintp), codegen
+
+
+@intrinsic
+def store64(typingctx, address, value):
+    """Write 8 bytes at any address."""
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], _WORD.as_pointer())
+        builder.store(_little_endian(builder, args[1]), pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.uint64), codegen
+
+
+def _little_endian(builder, value):
+    if sys.byteorder == "little":
+        return value
+    swap = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_WORD, [_WORD]), "llvm.bswap.i64")
+    return builder.call(swap, [value])

@@ -1,0 +1,105 @@
+"""Error-bounded peers: SZ3 and zfp."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from trimtab.bounds import Abs, Bound, Lossless, Rel, value_range
+from trimtab.peers.peer import Encoded, Peer
+
+
+class _BoundedPeer(Peer):
+    """The part that error-bounded peers share: which arrays and bounds they take."""
+
+    lossless: ClassVar[bool] = False
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
+
+    def refuses(self, x: np.ndarray, bound: Bound = Lossless()) -> str | None:
+        if not isinstance(bound, Abs | Rel):
+            return f"{self.name} is run with an absolute or range-relative bound; got {bound}"
+        if x.dtype.name not in self.dtypes or not x.dtype.isnative:
+            return f"{self.name} takes {' and '.join(self.dtypes)}; the array is {x.dtype}"
+        if x.size == 0:
+            return f"{self.name} takes no empty arrays"
+        if _tolerance(x, bound) == 0:
+            return f"{self.name} needs a positive error bound; all elements are equal, so {bound} allows none"
+        return None
+
+
+def _tolerance(x: np.ndarray, bound: Bound) -> float:
+    """Return the absolute error that `bound` allows on `x`."""
+    assert isinstance(bound, Abs | Rel)
+    if isinstance(bound, Abs):
+        return bound.value
+    with np.errstate(invalid="ignore"):
+        low, high = float(x.min()), float(x.max())
+    # the slow way only where it matters, so that the peer is not charged for it
+    return bound.value * (high - low if math.isfinite(low) and math.isfinite(high) else value_range(x))
+
+
+@dataclass(frozen=True, repr=False)
+class SZ3(_BoundedPeer):
+    """SZ3 (Liang et al., IEEE Transactions on Big Data, 2023), through pysz."""
+
+    algorithm: Literal["INTERP_LORENZO", "LORENZO_REG"] = "INTERP_LORENZO"
+    package: ClassVar[str] = "pysz"
+    module: ClassVar[str] = "pysz.sz"
+
+    @property
+    def name(self) -> str:
+        return "sz3" if self.algorithm == "INTERP_LORENZO" else "sz3-lorenzo"
+
+    @property
+    def setting(self) -> str:
+        default = " (its default)" if self.algorithm == "INTERP_LORENZO" else ""
+        return f"{self.algorithm}{default}, absolute bound, 1 thread"
+
+    def compress(self, x: np.ndarray, bound: Bound = Lossless()) -> Encoded:
+        pysz = self.load()
+        grid = np.ascontiguousarray(np.atleast_1d(x))
+        config = pysz.szConfig(grid.shape)
+        config.errorBoundMode = pysz.szErrorBoundMode.ABS
+        config.absErrorBound = _tolerance(x, bound)
+        config.cmprAlgo = getattr(pysz.szAlgorithm, self.algorithm)
+        data, _ = pysz.sz.compress(grid, config)
+        return Encoded(data, data.nbytes, x.dtype, x.shape)
+
+    def decompress(self, encoded: Encoded) -> np.ndarray:
+        y, _ = self.load().sz.decompress(encoded.data, encoded.dtype, encoded.shape or (1,))
+        return y.reshape(encoded.shape)
+
+
+@dataclass(frozen=True, repr=False)
+class ZFP(_BoundedPeer):
+    """zfp (Lindstrom, IEEE TVCG, 2014), fixed-accuracy mode."""
+
+    package: ClassVar[str] = "zfpy"
+    module: ClassVar[str] = "zfpy"
+
+    @property
+    def name(self) -> str:
+        return "zfp"
+
+    @property
+    def setting(self) -> str:
+        return "fixed accuracy at the absolute bound, 1 thread"
+
+    def refuses(self, x: np.ndarray, bound: Bound = Lossless()) -> str | None:
+        if x.ndim > 4:
+            return f"zfp takes up to 4 axes; the array has {x.ndim}"
+        refusal = super().refuses(x, bound)
+        if refusal is None and not np.isfinite(x).all():
+            return "zfp takes no NaN or infinity"
+        return refusal
+
+    def compress(self, x: np.ndarray, bound: Bound = Lossless()) -> Encoded:
+        grid = np.ascontiguousarray(np.atleast_1d(x))
+        data = self.load().compress_numpy(grid, tolerance=_tolerance(x, bound))
+        return Encoded(data, len(data), x.dtype, x.shape)
+
+    def decompress(self, encoded: Encoded) -> np.ndarray:
+        return self.load().decompress_numpy(encoded.data).reshape(encoded.shape)

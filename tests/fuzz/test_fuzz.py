@@ -1,0 +1,66 @@
+"""Damaged and forged files of every codec: FormatError or the true elements, and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import attacks
+from trimtab.codecs import codec_ids, make_codec
+
+ROOT = Path(__file__).parents[2]
+
+
+def attack(codec_id: str, tmp_path: Path, *, num_flips: int, seed: int, seconds: float) -> str:
+    """Run the attacks in a process of their own and return its last line; fail with what it found."""
+    log = tmp_path / "attack"
+    command = [sys.executable, "-W", "error", "-m", "tests.fuzz.attacks", codec_id, str(num_flips), str(seed), str(log)]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"no end after {seconds} s at: {log.read_text().strip()}")
+    if done.returncode:
+        at = log.read_text().strip() if log.exists() else "the start"
+        pytest.fail(f"exit status {done.returncode} at: {at}\n{done.stdout}{done.stderr}")
+    *findings, last = done.stdout.splitlines()
+    assert not findings, "\n".join(findings[:50])
+    return last
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory limit needs Linux")
+@pytest.mark.parametrize("codec_id", codec_ids())
+def test_damaged_files(codec_id, tmp_path):
+    last = attack(codec_id, tmp_path, num_flips=4000, seed=1, seconds=120)
+    assert int(last.split()[0]) > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory limit needs Linux")
+@pytest.mark.parametrize("seed", range(2, 6))
+@pytest.mark.parametrize("codec_id", codec_ids())
+def test_more_damaged_files(codec_id, seed, tmp_path):
+    attack(codec_id, tmp_path, num_flips=50_000, seed=seed, seconds=280)
+
+
+# The attacks are worth something only if they would see a fault.
+
+
+@pytest.mark.parametrize(
+    ("decode", "finding"),
+    [
+        (lambda self, packed, out=None: packed.output(out), "wrong elements"),
+        (lambda self, packed, out=None: 1 // 0, "ZeroDivisionError"),
+        (lambda self, packed, out=None: [0][9], "IndexError"),
+    ],
+    ids=["unchecked", "division", "index"],
+)
+def test_faults_are_seen(decode, finding, monkeypatch):
+    """A decoder that errs, or whose output nobody checks, is found by the first attacks."""
+    name, blob, truth = next(attacks.attacks("raw", 1, 1))
+    assert attacks.fault(blob, truth) is None
+    monkeypatch.setattr(type(make_codec({"id": "raw"})), "decode", decode)
+    monkeypatch.setattr(attacks.store, "checksum", lambda digests: attacks.Reader(blob).checksum(""))
+    assert finding in str(attacks.fault(blob, truth))

@@ -1,0 +1,85 @@
+"""The arrays of the golden files, by formulas in whole numbers: the same on every machine, for ever."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+
+from tests.samples import special
+from trimtab.bounds import PSNR, Abs, Bound, Lossless, PointwiseRel, Rel
+from trimtab.codecs import ENEC, SZ, Codec, Raw
+from trimtab.dtypes import FLOATS, NAMES, numpy_dtype
+
+Case = tuple[np.ndarray, Bound, Codec]
+
+
+def noise(size: int, seed: int = 1) -> np.ndarray:
+    """Return int64 from -510 to 510, near normal: the sum of the bytes of a hash of the position."""
+    words = (np.arange(size, dtype=np.uint64) + np.uint64(seed << 20)) * np.uint64(0x9E3779B97F4A7C15)
+    words ^= words >> np.uint64(29)
+    words *= np.uint64(0xBF58476D1CE4E5B9)
+    words ^= words >> np.uint64(32)
+    return sum((words >> np.uint64(8 * k) & np.uint64(255)).astype(np.int64) for k in range(4)) - 510
+
+
+def weights(name: str, *shape: int) -> np.ndarray:
+    """Return elements like trained weights, in any dtype."""
+    values = noise(int(np.prod(shape)))
+    if name.startswith("complex"):
+        return (values / 4096 + 1j * values[::-1] / 8192).astype(name).reshape(shape)
+    if name == "float8_e8m0fnu":
+        return (120 + values % 8).astype(np.uint8).view(numpy_dtype(name)).reshape(shape)
+    if name == "bool" or name.startswith(("int", "uint")):
+        return (abs(values) // 60 % 2 if name == "bool" else abs(values) // 20).astype(name).reshape(shape)
+    return (values / 4096).astype(np.float32).astype(numpy_dtype(name)).reshape(shape)
+
+
+def field(name: str, *shape: int) -> np.ndarray:
+    """Return a smooth field with a little noise, exact in binary."""
+    total = noise(int(np.prod(shape)), 2).reshape(shape) / 64
+    for index in np.indices(shape).astype(np.float64):
+        total += index * (11.0 - index) / 4
+    return (total / 8).astype(numpy_dtype(name))
+
+
+def with_specials(x: np.ndarray) -> np.ndarray:
+    flat = x.reshape(-1)
+    flat[5 : 5 + special(x.dtype.name).size] = special(x.dtype.name)
+    return x
+
+
+def raw() -> dict[str, Case]:
+    return {f"{name} {shape}": (weights(name, *shape), Lossless(), Raw()) for name in NAMES for shape in [(3,), (), (2, 0)]}
+
+
+def enec() -> dict[str, Case]:
+    arrays = {f"weights {name}": weights(name, 700) for name in NAMES if name != "float8_e8m0fnu"}
+    arrays |= {f"special {name}": with_specials(weights(name, 23, 31)) for name in FLOATS}
+    arrays |= {"constant": np.full((600_001,), 3, np.int16), "block ends": weights("bfloat16", 4097)}
+    return {name: (x, Lossless(), ENEC()) for name, x in arrays.items()}
+
+
+def enec_paper() -> dict[str, Case]:
+    names = ("bfloat16", "float16", "float32")
+    arrays = {f"weights {name}": weights(name, 900) for name in names}
+    arrays |= {f"special {name}": with_specials(weights(name, 23, 41)) for name in names}
+    return {name: (x, Lossless(), ENEC(mode="paper")) for name, x in arrays.items()}
+
+
+def sz() -> dict[str, Case]:
+    bounds = [Abs(0.5), Rel(0.01), PointwiseRel(0.1), PSNR(40.0)]
+    cases = {}
+    for name, bound in itertools.product(FLOATS, bounds):
+        cases[f"{name} {bound}"] = (with_specials(field(name, 13, 17)), bound, SZ())
+    for shape in [(400,), (7, 8, 9), (3, 4, 5, 6), (2, 3, 4, 3, 5)]:
+        cases[f"shape {shape}"] = (field("float32", *shape), Abs(0.25), SZ())
+    tiles = np.zeros(2**21 + 3, np.float32)
+    tiles[2**20 :] = 5
+    cases["two tiles"] = (tiles, Abs(0.25), SZ())
+    cases["nothing finite"] = (np.full(700, np.nan, np.float32), Abs(0.25), SZ())
+    return cases
+
+
+FILES: dict[str, Callable[[], dict[str, Case]]] = {"raw": raw, "enec": enec, "enec-paper": enec_paper, "sz": sz}
