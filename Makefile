@@ -55,7 +55,7 @@ bench: $(BENCH_VENV)/.bench ## run the benchmarks; records go to bench/results/
 ci: lint types contracts check-generated docs test ## all checks; .ci/run does it in a bare checkout
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(BENCH_VENV) site .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) site trimtab-demo .pytest_cache .ruff_cache .hypothesis
 
 # Stamps: an environment is made once, and an extra is installed again only when the pins change.
 $(VENV)/bin/python $(BENCH_VENV)/bin/python:

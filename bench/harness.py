@@ -1,14 +1,15 @@
 """The stop-watch: contenders take turns, round by round, and are compared within the round.
 
 A machine that slows down for a second slows all contenders of that round, so the paired ratio stays. The order
-rotates from round to round, the garbage collector is off, and each contender runs once before anything is timed.
-Allocation of the results is part of the time; freeing them is not.
+is shuffled anew each round, by a seed; the garbage collector is off; each contender runs once before anything is
+timed. Allocation of the results is part of the time; freeing them is not.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -58,8 +59,8 @@ def measure(contenders: Sequence[Contender], num_rounds: int) -> dict[str, Timin
     timings = {contender.name: Timings() for contender in contenders}
     with _no_garbage_collection():
         for number in range(-1, num_rounds):
-            for position in range(len(contenders)):
-                contender = contenders[(number + position) % len(contenders)]
+            # rotating alone would leave each contender behind the same one, with the caches that this one leaves
+            for contender in random.Random(number).sample(contenders, len(contenders)):
                 _run(contender, timings[contender.name] if number >= 0 else Timings())
     return timings
 

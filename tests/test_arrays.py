@@ -160,6 +160,8 @@ def test_tensors_without_torch_are_refused_with_advice(monkeypatch):
 
 
 def test_arrays_do_not_need_torch():
-    code = "import sys; sys.modules['torch'] = None; import trimtab as tt; print(tt.decompress(tt.compress([1.5, 2.5])))"
+    code = (
+        "import sys; sys.modules['torch'] = None; import trimtab as tt; print(tt.decompress(tt.compress([1.5, 2.5])))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[1.5 2.5]\n"

@@ -185,7 +185,9 @@ def test_make_bound_is_the_inverse_of_plain_data(bound):
     assert make_bound(bound) is bound
 
 
-@pytest.mark.parametrize("settings", [{}, {"kind": "huge"}, {"kind": "abs"}, {"kind": "abs", "value": -1.0}, {"kind": 1}, 0.1, "abs"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"kind": "huge"}, {"kind": "abs"}, {"kind": "abs", "value": -1.0}, {"kind": 1}, 0.1, "abs"]
+)
 def test_make_bound_refuses_what_is_no_bound(settings):
     with pytest.raises(BoundError):
         make_bound(settings)

@@ -11,7 +11,19 @@ import pytest
 
 import trimtab as tt
 
-HEAVY = {"torch", "numba", "llvmlite", "matplotlib", "zarr", "numcodecs", "h5py", "dask", "xarray", "nibabel", "zstandard"}
+HEAVY = {
+    "torch",
+    "numba",
+    "llvmlite",
+    "matplotlib",
+    "zarr",
+    "numcodecs",
+    "h5py",
+    "dask",
+    "xarray",
+    "nibabel",
+    "zstandard",
+}
 
 
 def loaded(code: str) -> set[str]:

@@ -109,9 +109,15 @@ def test_output_is_given_or_new():
 
 @pytest.mark.parametrize(
     "out",
-    [np.empty(12, "f4"), np.empty((3, 4), ">f4"), np.empty((3, 4)), np.empty((4, 3), "f4").T, np.broadcast_to(np.float32(1), (3, 4))],
+    [
+        np.empty(12, "f4"),
+        np.empty((3, 4), ">f4"),
+        np.empty((3, 4)),
+        np.empty((4, 3), "f4").T,
+        np.broadcast_to(np.float32(1), (3, 4)),
+    ],
     ids=["shape", "byte order", "dtype", "strides", "read-only"],
-)  # fmt: skip
+)
 def test_output_must_fit(out):
     with pytest.raises(ShapeError, match="out"):
         Packed(header(), {}).output(out)

@@ -38,8 +38,14 @@ def test_entry_points_name_the_codecs():
 
 
 @pytest.mark.parametrize(
-    "codec", [adapters.ENEC(), adapters.ENEC(mode="paper"), adapters.SZ(tt.Rel(0.1)), adapters.SZ({"kind": "psnr", "value": 60})]
-)  # fmt: skip
+    "codec",
+    [
+        adapters.ENEC(),
+        adapters.ENEC(mode="paper"),
+        adapters.SZ(tt.Rel(0.1)),
+        adapters.SZ({"kind": "psnr", "value": 60}),
+    ],
+)
 def test_metadata_comes_back(codec):
     plain = json.loads(json.dumps(codec.to_dict()))
     assert type(codec).from_dict(plain) == codec
@@ -51,7 +57,9 @@ def test_metadata_comes_back(codec):
 @pytest.mark.parametrize("shape", [(50, 70), (1,), (0, 3), ()], ids=str)
 def test_lossless_arrays(name, shape):
     x = sample(name, shape)
-    z = zarr.create_array({}, data=x, chunks="auto" if x.size < 9 else (16, 32), serializer=adapters.ENEC(), compressors=None)
+    z = zarr.create_array(
+        {}, data=x, chunks="auto" if x.size < 9 else (16, 32), serializer=adapters.ENEC(), compressors=None
+    )
     assert same_bits(np.asarray(z[...]), x)
 
 
@@ -72,9 +80,8 @@ def test_missing_chunks_are_the_fill_value():
 
 def test_shards_and_a_compressor_behind():
     x = field(64, 64)
-    z = zarr.create_array(
-        {}, data=x, chunks=(16, 16), shards=(64, 32), serializer=adapters.SZ(tt.Abs(1e-3)), compressors=zarr.codecs.GzipCodec()
-    )  # fmt: skip
+    packer, behind = adapters.SZ(tt.Abs(1e-3)), zarr.codecs.GzipCodec()
+    z = zarr.create_array({}, data=x, chunks=(16, 16), shards=(64, 32), serializer=packer, compressors=behind)
     assert tt.Abs(1e-3).allows(x, z[:])
 
 
@@ -111,7 +118,9 @@ def test_datasets_of_xarray_and_dask(tmp_path):
 
 def test_damage_is_noticed():
     store = {}
-    z = zarr.create_array(store, data=field(20, 30), chunks=(20, 30), serializer=adapters.SZ(tt.Abs(1e-3)), compressors=None)
+    z = zarr.create_array(
+        store, data=field(20, 30), chunks=(20, 30), serializer=adapters.SZ(tt.Abs(1e-3)), compressors=None
+    )
     (key,) = [key for key in store if "c/" in key]
     blob = bytearray(store[key].to_bytes())
     for damaged in (bytes(blob[:-1] + bytes([blob[-1] ^ 1])), bytes(blob[:60])):

@@ -6,6 +6,8 @@ Types that NumPy lacks come from ml_dtypes, so no part of trimtab needs PyTorch 
 
 from __future__ import annotations
 
+from functools import cache
+
 import ml_dtypes
 import numpy as np
 
@@ -41,6 +43,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 """The real floating-point dtypes that an error bound applies to."""
 
 
+@cache
 def numpy_dtype(name: str) -> np.dtype:
     """Return the little-endian NumPy dtype called `name`.
 
@@ -53,6 +56,7 @@ def numpy_dtype(name: str) -> np.dtype:
     return np.dtype(scalar) if scalar is not None else np.dtype(name).newbyteorder("<")
 
 
+@cache  # NumPy works a dtype's name out anew each time it is asked for
 def dtype_name(dtype: np.dtype) -> str:
     """Return the name of a NumPy dtype, whatever its byte order.
 

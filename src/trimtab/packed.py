@@ -76,7 +76,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             return [tuple(slice(0, n) for n in self.shape)]
         starts = [range(0, n, edge) for n, edge in zip(self.shape, self.tile, strict=True)]
         cells = itertools.product(*starts)
-        return [tuple(slice(a, min(a + e, n)) for a, e, n in zip(at, self.tile, self.shape, strict=True)) for at in cells]
+        return [
+            tuple(slice(a, min(a + e, n)) for a, e, n in zip(at, self.tile, self.shape, strict=True)) for at in cells
+        ]
 
 
 def digest(piece: np.ndarray) -> int:

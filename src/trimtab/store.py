@@ -40,7 +40,10 @@ def compress(x: Array, bound: Bound = Lossless(), *, codec: Codec | None = None)
 
 
 def decompress(
-    blob: bytes | bytearray | memoryview, *, out: np.ndarray | None = None, framework: Framework = "np"
+    blob: bytes | bytearray | memoryview | np.ndarray,
+    *,
+    out: np.ndarray | None = None,
+    framework: Framework = "np",
 ) -> Array:
     """Return the array that `compress` packed; `out`, a C-contiguous NumPy array, receives it where given.
 

@@ -119,7 +119,7 @@ class SZ(_Chunks):
 
 def _decode(blob: np.ndarray, chunk_spec: ArraySpec) -> np.ndarray:
     """Return a chunk, which must be what the array's metadata says."""
-    x = store.decompress(blob)
+    x = np.asarray(store.decompress(blob))
     dtype = chunk_spec.dtype.to_native_dtype()
     if x.shape != chunk_spec.shape or x.dtype != dtype.newbyteorder("<"):
         raise Corrupt(f"a chunk holds {x.dtype} of shape {x.shape}; expected {dtype} of shape {chunk_spec.shape}")

@@ -38,12 +38,16 @@ class Clock:
 def test_contenders_take_turns_and_the_warm_up_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     contenders = [clock.contender(name, seconds, 2 * seconds) for name, seconds in zip("abc", (1, 2, 3), strict=True)]
-    timings = harness.measure(contenders, num_rounds=3)
+    timings = harness.measure(contenders, num_rounds=30)
     rounds = ["".join(clock.calls[i : i + 6 : 2]) for i in range(0, len(clock.calls), 6)]
-    assert len(rounds) == 4
-    assert rounds[1:] == ["abc", "bca", "cab"]
-    assert timings["b"].cpu == {"encode": [2, 2, 2], "decode": [4, 4, 4]}
-    assert timings["b"].wall == {"encode": [4, 4, 4], "decode": [8, 8, 8]}
+    assert len(rounds) == 31
+    assert set(rounds) == {"abc", "acb", "bac", "bca", "cab", "cba"}
+    assert timings["b"].cpu == {"encode": [2] * 30, "decode": [4] * 30}
+    assert timings["b"].wall == {"encode": [4] * 30, "decode": [8] * 30}
+    first = clock.calls.copy()
+    clock.calls.clear()
+    harness.measure(contenders, num_rounds=30)
+    assert clock.calls == first
     assert gc.isenabled()
 
 

@@ -86,6 +86,13 @@ def test_lossless_counts_every_tensor(lossless_record: tt.Record, weights: Weigh
         assert f"tiny {dtype}/ENEC as published/ratio" in lossless_record.metrics
 
 
+def test_paper_mode_takes_what_the_formula_says_and_padding(lossless_record: tt.Record) -> None:
+    for dtype in DTYPES:
+        assert 1 <= lossless_record.metrics[f"tiny {dtype}/ENEC as published/over_formula"].value < 1.02
+    (bar,) = (bar for bar in lossless_record.bars if "formula" in bar.name)
+    assert bar.passed == (bar.reached <= 1.001)
+
+
 def test_peers_that_fail_are_named_with_the_reason(lossless_record: tt.Record) -> None:
     failed = lossless_record.encoding["failed"]
     assert failed["tiny bf16/broken"] == "MemoryError: no room"

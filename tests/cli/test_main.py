@@ -49,6 +49,13 @@ def test_help_imports_nothing_heavy(args):
     assert not set(json.loads(done.stdout.splitlines()[-1])) & HEAVY
 
 
+def test_nothing_asked(trimtab):
+    result = trimtab()
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Usage: trimtab")
+    assert result.stderr.count("\n") > 10
+
+
 def test_version(trimtab):
     assert trimtab("--version").stdout == f"trimtab {__version__}\n"
 

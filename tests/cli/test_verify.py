@@ -20,7 +20,7 @@ def test_inspect_lists_in_file_order(trimtab, arrays, tmp_path):
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines[2:7]] == ["weights", "counts", "mask", "scalar", "empty"]
-    assert lines[2].split() == "weights float32 60 x 50 raw lossless 12.0 kB 1.000".split()
+    assert lines[2].split() == ["weights", "float32", "60", "x", "50", "raw", "lossless", "12.0", "kB", "1.000"]
     assert lines[5].split()[2] == "scalar"
     assert "5 arrays" in lines[7]
     report = json.loads(trimtab("inspect", tmp_path / "a.tt", "--json").stdout)

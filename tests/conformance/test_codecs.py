@@ -38,8 +38,7 @@ def check(codec: Codec, x: np.ndarray, bound: tt.bounds.Bound) -> bool:
     before = x.copy()
     try:
         packed, checksum = store.encode(x, bound, codec)
-    except (BoundError, ShapeError) as error:
-        assert len(str(error)) > 20
+    except (BoundError, ShapeError):
         return False
     reader = Reader(to_bytes(packed, checksum))
     y = store.decode(reader, "")

@@ -55,7 +55,9 @@ def test_both_twins_load(operation, name):
 def test_references_are_numpy(operation):
     """A reference that called the compiled twin could not check it."""
     source = (FOLDER / operation / "ref.py").read_text()
-    imports = [ast.unparse(node) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    imports = [
+        ast.unparse(node) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
     assert not [line for line in imports if "numba" in line or "jit" in line]
 
 

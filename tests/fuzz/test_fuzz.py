@@ -53,13 +53,13 @@ def test_more_damaged_files(codec_id, seed, tmp_path):
     [
         (lambda self, packed, out=None: packed.output(out), "wrong elements"),
         (lambda self, packed, out=None: 1 // 0, "ZeroDivisionError"),
-        (lambda self, packed, out=None: [0][9], "IndexError"),
+        (lambda self, packed, out=None: packed.buffers["gone"], "KeyError"),
     ],
-    ids=["unchecked", "division", "index"],
+    ids=["unchecked", "division", "look-up"],
 )
 def test_faults_are_seen(decode, finding, monkeypatch):
     """A decoder that errs, or whose output nobody checks, is found by the first attacks."""
-    name, blob, truth = next(attacks.attacks("raw", 1, 1))
+    _, blob, truth = next(attacks.attacks("raw", 1, 1))
     assert attacks.fault(blob, truth) is None
     monkeypatch.setattr(type(make_codec({"id": "raw"})), "decode", decode)
     monkeypatch.setattr(attacks.store, "checksum", lambda digests: attacks.Reader(blob).checksum(""))

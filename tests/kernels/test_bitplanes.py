@@ -99,7 +99,9 @@ def test_hostile_parts_give_the_same_answer(seed: int) -> None:
     rng = np.random.default_rng(seed)
     halves = weights(int(rng.integers(1, 9000)), seed)
     base, width, next_width, distances = chosen(halves)
-    signs, planes, tail, num_escapes = (np.copy(part) for part in encoded(ref, halves, base, width, next_width, distances))
+    signs, planes, tail, num_escapes = (
+        np.copy(part) for part in encoded(ref, halves, base, width, next_width, distances)
+    )
     num_escapes = int(num_escapes)
     match seed % 4:
         case 0:

@@ -47,6 +47,9 @@ class _Verbs(click.Group):
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         try:
             status = super().main(*args, standalone_mode=False, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message(), err=True)
+            status = 2
         except click.ClickException as error:
             context = getattr(error, "ctx", None)
             hint = f"; see '{context.command_path} --help'" if context else ""

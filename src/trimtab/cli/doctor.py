@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from trimtab import __version__
 from trimtab.cli import options
 from trimtab.cli.output import print_json, print_table
 
@@ -35,14 +36,18 @@ def verb(warm: bool, as_json: bool) -> int:
 
     Exits with 1 if something that is needed does not work.
     """
+    for package in ("numpy", "msgspec"):  # without them not even a report can be made
+        if problem := _import_problem(package):
+            click.echo(f"no: {problem}")
+            return 1
+    problems = [problem for package in _NEEDED if (problem := _import_problem(package))]
     from trimtab.kernels import num_threads
     from trimtab.records import machine, versions
 
     with warnings.catch_warnings():  # the reasons stand in the report
         warnings.simplefilter("ignore")
         kernels = _kernels(warm)
-    packages = versions(("trimtab", *_NEEDED, *_OPTIONAL))
-    problems = [f"{name} is not installed; pip install {name}" for name in _NEEDED if name not in packages]
+    packages = {"trimtab": __version__, **versions((*_NEEDED, *_OPTIONAL))}
     problems += [f"kernel {kernel['kernel']}: {kernel['note']}" for kernel in kernels if kernel["back_end"] is None]
     missing = {name: f"pip install 'trimtab[{extra}]'" for name, extra in _OPTIONAL.items() if name not in packages}
     report: dict[str, Any] = {
@@ -61,6 +66,15 @@ def verb(warm: bool, as_json: bool) -> int:
     else:
         _print(report)
     return 1 if problems else 0
+
+
+def _import_problem(package: str) -> str | None:
+    """Return why a package cannot be used, or None."""
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        return f"{package} does not import ({error}); pip install {package}"
+    return None
 
 
 def _kernels(warm: bool) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,14 +79,18 @@ def check_output(out: Path, source: Path, *, force: bool) -> None:
     """Check that OUT may be written.
 
     Raises:
-        UsageError: it is the source, or exists and `force` is off, or its folder is missing.
+        UsageError: it is the source, or exists and `force` is off, or its folder is missing or not writable.
     """
     if out.exists() and source.exists() and out.samefile(source):
         raise UsageError(f"IN and OUT are the same file, {out}; choose another name for OUT")
     if out.exists() and not force:
         raise UsageError(f"{out} exists; choose another name, or replace it with --force")
+    if out.exists() and not (out.is_file() or out.is_dir()):
+        raise UsageError(f"{out} is a device or a pipe; OUT must be a file")
     if not out.parent.is_dir():
         raise UsageError(f"the folder {out.parent} does not exist; make it first: mkdir -p {out.parent}")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"the folder {out.parent} cannot be written; check who may: ls -ld {out.parent}")
 
 
 def open_packed(path: Path) -> Reader:

@@ -18,7 +18,7 @@ from trimtab.cli.output import bound_text, count_text, print_json, progress, rat
 @click.option(
     "--codec",
     type=click.Choice(["enec", "sz", "raw"]),
-    help="How to pack floating-point arrays; without it, enec where nothing may be lost, else sz.",
+    help="Without it, enec where nothing may be lost, else sz.",
 )
 @options.tensors_only_option
 @options.force_option
@@ -51,9 +51,13 @@ def verb(
     from trimtab.store import encode, for_dtype
 
     bound = options.bound_from(chosen)
+    if codec == "sz" and isinstance(bound, Lossless):
+        raise UsageError("--codec sz needs an error bound, for instance --rel 1e-3; leave it out to lose nothing")
     begun = time.perf_counter()
     with open_source(source, tensors_only=tensors_only) as arrays, options.chosen_threads(threads):
         options.check_output(out, source, force=force)
+        if out.is_dir():
+            raise UsageError(f"{out} is a folder; OUT must be a file")
         if not arrays.specs:
             raise UsageError(f"{source} holds no arrays of numbers; there is nothing to pack")
         exact = [name for name, spec in arrays.specs.items() if spec.dtype not in FLOATS]

@@ -1,4 +1,4 @@
-'''ENEC: weights in fewer bytes, bit for bit (Yang et al., "ENEC", ISCA 2026, arXiv 2604.03298).
+"""ENEC: weights in fewer bytes, bit for bit (Yang et al., "ENEC", ISCA 2026, arXiv 2604.03298).
 
 Trained weights use few of their exponents. The default mode keeps the paper's idea, a linear map and codes of fixed
 length that vector units like, and changes how rare exponents are stored; mode "paper" is ENEC as published.
@@ -29,8 +29,8 @@ params: ``base``, ``width`` w and ``next_width`` v, both 2 to 4. Chunks are 2**1
 - ``fixed``: N bytes ``sign << 7 | mantissa``, then the planes of all blocks: block k starts at byte
   ``N + 512 * w * k``, and a last block of n elements has planes of ``ceil(n / 8)`` bytes.
 - ``escapes``: ``2**v - 1`` listed distances; for each chunk a uint32 E, its number of escapes, and a uint32 R, how many
-  of them are not listed; then for each chunk the planes of its E second codes, in blocks like the first ones (the sum of
-  ``v * ceil(n / 8)`` over the blocks), followed by its R distances.
+  of them are not listed; then for each chunk the planes of its E second codes, in blocks like the first ones (the sum
+  of ``v * ceil(n / 8)`` over the blocks), followed by its R distances.
 
 "planes", any dtype (`trimtab.kernels.planes` defines the planes, of which floats wider than a byte are split with
 `signed_float`; `trimtab.kernels.huffman` the blocks). No params. Chunks are 2**18 elements (parts of complex numbers),
@@ -47,7 +47,7 @@ the last one shorter; an element has P bytes.
   gives, without the last, which is the exponent; of float16, split without `signed_float`, the first plane, then packed
   in 3 bits ``sign << 2 | top two bits of the mantissa``. Low bits and masks are those of all blocks. High bits are
   collected for each 2**18 elements anew.
-'''
+"""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ import numpy as np
 
 from trimtab.bounds import Bound, Lossless
 from trimtab.codecs.codec import describe
-from trimtab.codecs.enec_escape import EscapeParams, decode_escape, encode_escape
+from trimtab.codecs.enec_escape import EscapeParams, encode_escape, escape_decoder
 from trimtab.codecs.enec_halving import (
     HalvingParams,
     check_published,
-    decode_halving,
     encode_halving,
+    halving_decoder,
     published_bits,
     search_params,
     unmasked_groups,
 )
-from trimtab.codecs.enec_planes import PlaneParams, decode_planes, encode_planes
+from trimtab.codecs.enec_planes import PlaneParams, encode_planes, planes_decoder
 from trimtab.codecs.raw import Raw
 from trimtab.dtypes import dtype_name, numpy_dtype
 from trimtab.errors import Corrupt
@@ -121,7 +121,9 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         params, buffers = encoded or encode_planes(flat)
         if sum(buffer.size for buffer in buffers.values()) + _OVERHEAD >= flat.nbytes:
             return Raw().encode(x, bound)
-        header = Header(codec=describe(self), bound=bound, dtype=name, shape=x.shape, params=msgspec.to_builtins(params))
+        header = Header(
+            codec=describe(self), bound=bound, dtype=name, shape=x.shape, params=msgspec.to_builtins(params)
+        )
         return Packed(header, buffers)
 
     def decode(self, packed: Packed, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -134,15 +136,16 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         params = packed.params(EscapeParams | PlaneParams | HalvingParams)
         if packed.header.num_elements == 0:
             raise Corrupt("an empty array has no ENEC buffers; it is stored by codec 'raw'")
-        y = packed.output(out)
+        if isinstance(params, EscapeParams):
+            decode = escape_decoder(packed, params)
+        elif isinstance(params, PlaneParams):
+            decode = planes_decoder(packed)
+        else:
+            decode = halving_decoder(packed, params)
+        y = packed.output(out)  # made only now that the buffers are known to fit the shape
         flat = y.reshape(-1)
         target = flat if flat.flags.aligned else np.empty_like(flat)
-        if isinstance(params, EscapeParams):
-            decode_escape(packed, params, target)
-        elif isinstance(params, PlaneParams):
-            decode_planes(packed, target)
-        else:
-            decode_halving(packed, params, target)
+        decode(target)
         if target is not flat:
             flat[...] = target
         return y

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
@@ -14,13 +15,15 @@ from trimtab.packed import Packed
 CHUNK = 1 << 18
 """Elements that are coded on their own, a multiple of the kernel's block."""
 
-_CHUNKS_A_THREAD = 8  # chunks that one thread takes at a time: about a millisecond of work
+_CHUNKS_A_THREAD = 4  # chunks that one thread takes at a time: about half a millisecond of work
 _MAX_LISTED = 15
 _Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 _Width = Annotated[int, msgspec.Meta(ge=2, le=4)]
 
 
-class EscapeParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="layout", tag="escape"):
+class EscapeParams(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="layout", tag="escape"
+):
     """What the decoder needs beside the buffers; see `trimtab.codecs.enec` for the meaning."""
 
     base: _Byte
@@ -66,8 +69,8 @@ def encode_escape(x: np.ndarray) -> tuple[EscapeParams, dict[str, np.ndarray]] |
     return EscapeParams(base=base, width=width, next_width=next_width), {"fixed": fixed, "escapes": escapes}
 
 
-def decode_escape(packed: Packed, params: EscapeParams, y: np.ndarray) -> None:
-    """Decode into `y`, flat contiguous bfloat16.
+def escape_decoder(packed: Packed, params: EscapeParams) -> Callable[[np.ndarray], None]:
+    """Check the buffers against the shape, and return what decodes them into flat contiguous bfloat16.
 
     Raises:
         Corrupt: a buffer has the wrong size, or the parts contradict each other.
@@ -75,13 +78,13 @@ def decode_escape(packed: Packed, params: EscapeParams, y: np.ndarray) -> None:
     bitplanes = kernels.load("bitplanes")
     if packed.header.dtype != "bfloat16":
         raise Corrupt(f"the escape layout holds bfloat16; the header says {packed.header.dtype}")
-    halves = y.view(np.uint16)
+    num_halves = packed.header.num_elements
     width, next_width = params.width, params.next_width
-    num_planes = bitplanes.plane_bytes(halves.size, width)
-    fixed = packed.buffer("fixed", "uint8", halves.size + num_planes)
+    num_planes = bitplanes.plane_bytes(num_halves, width)
+    fixed = packed.buffer("fixed", "uint8", num_halves + num_planes)
     escapes = packed.buffer("escapes")
-    signs, planes = fixed[: halves.size], fixed[halves.size :]
-    num_chunks = -(-halves.size // CHUNK)
+    signs, planes = fixed[:num_halves], fixed[num_halves:]
+    num_chunks = -(-num_halves // CHUNK)
     num_listed = (1 << next_width) - 1
     table_end = num_listed + 8 * num_chunks
     if escapes.size < table_end:
@@ -94,31 +97,36 @@ def decode_escape(packed: Packed, params: EscapeParams, y: np.ndarray) -> None:
     if bounds[-1] != escapes.size:
         raise Corrupt(f"the chunks of buffer 'escapes' end at byte {bounds[-1]} of {escapes.size}")
 
-    def decode_chunks(group: int) -> None:
-        for i in range(group * _CHUNKS_A_THREAD, min((group + 1) * _CHUNKS_A_THREAD, num_chunks)):
-            start, stop = i * CHUNK, min((i + 1) * CHUNK, halves.size)
-            at, end = bitplanes.plane_bytes(start, width), bitplanes.plane_bytes(stop, width)
-            tail, num_escapes = escapes[bounds[i] : bounds[i + 1]], table[i][0]
-            if not bitplanes.decode(
-                signs[start:stop],
-                planes[at:end],
-                tail,
-                num_escapes,
-                params.base,
-                width,
-                next_width,
-                listed,
-                halves[start:stop],
-            ):
-                raise Corrupt(f"chunk {i} of {num_chunks} claims {num_escapes} escapes; its planes say otherwise")
+    def decode(y: np.ndarray) -> None:
+        halves = y.view(np.uint16)
 
-    kernels.for_each(decode_chunks, -(-num_chunks // _CHUNKS_A_THREAD))
+        def decode_chunks(group: int) -> None:
+            for i in range(group * _CHUNKS_A_THREAD, min((group + 1) * _CHUNKS_A_THREAD, num_chunks)):
+                start, stop = i * CHUNK, min((i + 1) * CHUNK, halves.size)
+                at, end = bitplanes.plane_bytes(start, width), bitplanes.plane_bytes(stop, width)
+                tail, num_escapes = escapes[bounds[i] : bounds[i + 1]], table[i][0]
+                if not bitplanes.decode(
+                    signs[start:stop],
+                    planes[at:end],
+                    tail,
+                    num_escapes,
+                    params.base,
+                    width,
+                    next_width,
+                    listed,
+                    halves[start:stop],
+                ):
+                    raise Corrupt(f"chunk {i} of {num_chunks} claims {num_escapes} escapes; its planes say otherwise")
+
+        kernels.for_each(decode_chunks, -(-num_chunks // _CHUNKS_A_THREAD))
+
+    return decode
 
 
 def _sampling_step(num_elements: int) -> int:
-    """Return the distance of the runs of 64 to look at: a sixteenth of the array, but 8 Ki to 64 Ki elements.
+    """Return the distance of the runs of 64 to look at: 1/32 of the array, but 4 Ki to 32 Ki elements.
 
     It is odd, so that the runs do not all hit the same columns of a matrix.
     """
-    num_runs = min(max(num_elements >> 10, 128), 1024)
+    num_runs = min(max(num_elements >> 11, 64), 512)
     return num_elements // num_runs | 1

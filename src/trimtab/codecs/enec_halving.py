@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
@@ -25,7 +26,9 @@ _BYTE_PLANES = {"bfloat16": 1, "float16": 1, "float32": 3}  # of sign and mantis
 _HALF_EXTRA = 3
 
 
-class HalvingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="layout", tag="halving"):
+class HalvingParams(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="layout", tag="halving"
+):
     """The paper's b, n, m and L."""
 
     base: Annotated[int, msgspec.Meta(ge=0, le=255)]
@@ -41,8 +44,8 @@ class HalvingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 def search_params(counts: np.ndarray) -> HalvingParams:
     """Return the paper's parameters for these exponent counts (int64[256]).
 
-    First b and n by the smallest sum of mapped values (eq. 1 and 2), then m by the smallest expected size (eq. 3 and 4).
-    One exponent alone needs no bits.
+    First b and n by the smallest sum of mapped values (eq. 1 and 2), then m by the smallest expected size (eq. 3
+    and 4). One exponent alone needs no bits.
     """
     seen = np.flatnonzero(counts)
     low, high = int(seen[0]), int(seen[-1])
@@ -58,9 +61,7 @@ def search_params(counts: np.ndarray) -> HalvingParams:
             best = min(best, (distance, base, bits))
     _, base, bits = best
     mapped = (base - seen) % (1 << bits)
-    sizes = [
-        (1 / GROUP + bits + (m - bits) * float(share[mapped < 1 << m].sum()) ** GROUP, m) for m in range(1, bits)
-    ]
+    sizes = [(1 / GROUP + bits + (m - bits) * float(share[mapped < 1 << m].sum()) ** GROUP, m) for m in range(1, bits)]
     return HalvingParams(base=base, bits=bits, low_bits=min(sizes)[1] if sizes else bits)
 
 
@@ -86,7 +87,8 @@ def check_published(dtype: str) -> None:
     """Raise ShapeError where the paper does not treat a dtype."""
     if dtype not in MANTISSA_BITS:
         raise ShapeError(
-            f"mode 'paper' packs {', '.join(MANTISSA_BITS)}, got {dtype}; use ENEC(), whose mode 'escape' takes any dtype"
+            f"mode 'paper' packs {', '.join(MANTISSA_BITS)}, got {dtype}; "
+            "use ENEC(), whose mode 'escape' takes any dtype"
         )
 
 
@@ -126,8 +128,8 @@ def encode_halving(x: np.ndarray) -> tuple[HalvingParams, dict[str, np.ndarray]]
     return params, {"stream": np.concatenate([fixed, *pieces])}
 
 
-def decode_halving(packed: Packed, params: HalvingParams, y: np.ndarray) -> None:
-    """Decode into `y`, flat and contiguous.
+def halving_decoder(packed: Packed, params: HalvingParams) -> Callable[[np.ndarray], None]:
+    """Check the buffer against the shape, and return what decodes it into flat contiguous elements.
 
     Raises:
         Corrupt: the dtype has no such layout, or the buffer has the wrong size.
@@ -135,12 +137,13 @@ def decode_halving(packed: Packed, params: HalvingParams, y: np.ndarray) -> None
     halving, name = kernels.load("halving"), packed.header.dtype
     if name not in MANTISSA_BITS:
         raise Corrupt(f"the halving layout holds {', '.join(MANTISSA_BITS)}; the header says {name}")
-    parts = _Parts(name, y.size, params)
+    num_elements = packed.header.num_elements
+    parts = _Parts(name, num_elements, params)
     stream = packed.buffer("stream")
     if stream.size < parts.masks_end:
         raise Corrupt(f"buffer 'stream' holds {stream.size} bytes; expected {parts.masks_end} and the high bits")
     low, masks = stream[parts.rest_end : parts.low_end], stream[parts.low_end : parts.masks_end]
-    num_chunks = -(-y.size // CHUNK)
+    num_chunks = -(-num_elements // CHUNK)
     high_bits = params.bits - params.low_bits
     bounds = [parts.masks_end]
     for i in range(num_chunks):
@@ -148,23 +151,27 @@ def decode_halving(packed: Packed, params: HalvingParams, y: np.ndarray) -> None
         bounds.append(bounds[-1] + halving.high_bytes(num_high, high_bits))
     if bounds[-1] != stream.size:
         raise Corrupt(f"the masks say that buffer 'stream' ends at byte {bounds[-1]}; it has {stream.size}")
-    exponents = np.empty(y.size, np.uint8)
 
-    def decode_chunks(group: int) -> None:
-        for i in range(group * _CHUNKS_A_THREAD, min((group + 1) * _CHUNKS_A_THREAD, num_chunks)):
-            halving.decode(
-                low[parts.low_slice(i)],
-                masks[parts.mask_slice(i)],
-                stream[bounds[i] : bounds[i + 1]],
-                params.base,
-                params.bits,
-                params.low_bits,
-                params.group,
-                exponents[i * CHUNK : (i + 1) * CHUNK],
-            )
+    def decode(y: np.ndarray) -> None:
+        exponents = np.empty(y.size, np.uint8)
 
-    kernels.for_each(decode_chunks, -(-num_chunks // _CHUNKS_A_THREAD))
-    _merge(stream[: parts.rest_end], exponents, y, name)
+        def decode_chunks(group: int) -> None:
+            for i in range(group * _CHUNKS_A_THREAD, min((group + 1) * _CHUNKS_A_THREAD, num_chunks)):
+                halving.decode(
+                    low[parts.low_slice(i)],
+                    masks[parts.mask_slice(i)],
+                    stream[bounds[i] : bounds[i + 1]],
+                    params.base,
+                    params.bits,
+                    params.low_bits,
+                    params.group,
+                    exponents[i * CHUNK : (i + 1) * CHUNK],
+                )
+
+        kernels.for_each(decode_chunks, -(-num_chunks // _CHUNKS_A_THREAD))
+        _merge(stream[: parts.rest_end], exponents, y, name)
+
+    return decode
 
 
 class _Parts:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 
 import msgspec
 import numpy as np
 
 from trimtab import kernels
-from trimtab.dtypes import FLOATS
+from trimtab.dtypes import FLOATS, numpy_dtype
 from trimtab.errors import Corrupt
 from trimtab.packed import Packed
 
@@ -17,10 +18,13 @@ CHUNK = 1 << 18
 
 _CHUNKS_A_THREAD = 4
 _SAMPLE = 1 << 14  # bytes of a plane to look at before all of them are counted
-_WORTH = 0.995  # a plane is coded where its entropy is below this part of its size
+_TRIED = 1 << 12  # bytes of a plane up to which coding it takes no longer than the estimate
+_WORTH = 0.97  # a plane is coded where its entropy is below this part of its size
 
 
-class PlaneParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="layout", tag="planes"):
+class PlaneParams(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="layout", tag="planes"
+):
     """Marks the layout; the dtype in the header says the rest."""
 
 
@@ -52,16 +56,15 @@ def encode_planes(x: np.ndarray) -> tuple[PlaneParams, dict[str, np.ndarray]]:
     return PlaneParams(), {"planes": np.concatenate([table.view(np.uint8).reshape(-1), *pieces])}
 
 
-def decode_planes(packed: Packed, y: np.ndarray) -> None:
-    """Decode into `y`, flat and contiguous.
+def planes_decoder(packed: Packed) -> Callable[[np.ndarray], None]:
+    """Check the buffer against the shape, and return what decodes it into flat contiguous elements.
 
     Raises:
         Corrupt: the buffer has the wrong size, or a block is not a Huffman block of its plane.
     """
     huffman = kernels.load("huffman")
-    words, signed_float = _words(y)
-    num_planes = words.itemsize
-    num_chunks = -(-words.size // CHUNK)
+    num_planes = _words(np.empty(0, numpy_dtype(packed.header.dtype)))[0].itemsize
+    num_chunks = -(-packed.header.num_bytes // num_planes // CHUNK)
     data = packed.buffer("planes")
     table_end = 4 * num_chunks * num_planes
     if data.size < table_end:
@@ -71,25 +74,30 @@ def decode_planes(packed: Packed, y: np.ndarray) -> None:
     if bounds[-1] != data.size:
         raise Corrupt(f"the blocks of buffer 'planes' end at byte {bounds[-1]} of {data.size}")
 
-    def decode_chunks(group: int) -> None:
-        for i in range(group * _CHUNKS_A_THREAD, min((group + 1) * _CHUNKS_A_THREAD, num_chunks)):
-            chunk = words[i * CHUNK : (i + 1) * CHUNK]
-            planes = chunk if num_planes == 1 else np.empty(chunk.nbytes, np.uint8)
-            for k in range(num_planes):
-                plane = planes[k * chunk.size : (k + 1) * chunk.size]
-                block = data[bounds[i * num_planes + k] : bounds[i * num_planes + k + 1]]
-                if block.size == plane.size:
-                    plane[...] = block
-                elif block.size > plane.size or huffman.decode_block(block, plane) != 0:
-                    raise Corrupt(f"plane {k} of chunk {i} is not a Huffman block of {plane.size} bytes")
-            if num_planes > 1:
-                kernels.load("planes").merge(planes, signed_float, chunk)
+    def decode(y: np.ndarray) -> None:
+        words, signed_float = _words(y)
 
-    kernels.for_each(decode_chunks, -(-num_chunks // _CHUNKS_A_THREAD))
+        def decode_chunks(group: int) -> None:
+            for i in range(group * _CHUNKS_A_THREAD, min((group + 1) * _CHUNKS_A_THREAD, num_chunks)):
+                chunk = words[i * CHUNK : (i + 1) * CHUNK]
+                planes = chunk if num_planes == 1 else np.empty(chunk.nbytes, np.uint8)
+                for k in range(num_planes):
+                    plane = planes[k * chunk.size : (k + 1) * chunk.size]
+                    block = data[bounds[i * num_planes + k] : bounds[i * num_planes + k + 1]]
+                    if block.size == plane.size:
+                        plane[...] = block
+                    elif block.size > plane.size or huffman.decode_block(block, plane) != 0:
+                        raise Corrupt(f"plane {k} of chunk {i} is not a Huffman block of {plane.size} bytes")
+                if num_planes > 1:
+                    kernels.load("planes").merge(planes, signed_float, chunk)
+
+        kernels.for_each(decode_chunks, -(-num_chunks // _CHUNKS_A_THREAD))
+
+    return decode
 
 
 def _encode_plane(huffman: ModuleType, plane: np.ndarray, block: np.ndarray) -> int:
-    """Write a plane into `block`, coded if that is smaller, else as it is; return the size, which tells the two apart."""
+    """Write a plane into `block`, coded if that is smaller, else as it is; return the size, which tells which."""
     counts = np.empty(256, np.int64)
     if plane.size > 2 * _SAMPLE:
         step = plane.size // _SAMPLE | 1  # odd, so that the sample does not hit the same columns of a matrix only
@@ -99,7 +107,7 @@ def _encode_plane(huffman: ModuleType, plane: np.ndarray, block: np.ndarray) -> 
             return plane.size
     huffman.histogram(plane, counts)
     size = plane.size
-    if _entropy(counts) <= 8 * _WORTH:
+    if size <= _TRIED or _entropy(counts) <= 8 * _WORTH:
         size = huffman.encode_block(plane, counts, block)
     if size >= plane.size:
         size = plane.size

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 import msgspec
 import numpy as np
 
 from trimtab import kernels
-from trimtab.bounds import PSNR, Abs, Bound, Lossless, PointwiseRel, Rel
+from trimtab.bounds import PSNR, Bound, Lossless, PointwiseRel, Rel
 from trimtab.codecs.codec import describe
 from trimtab.codecs.enec import ENEC
 from trimtab.codecs.sz_tile import Scale, TileCoder
 from trimtab.codecs.tiling import Fold, Tile
 from trimtab.dtypes import FLOATS, dtype_name, numpy_dtype
-from trimtab.errors import BoundError, BoundViolated, Corrupt, ShapeError
+from trimtab.errors import BoundError, Corrupt, ShapeError
 from trimtab.packed import Header, Packed
 
 _WORKING_DTYPES = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
 _SMALL = 64
 _LATTICE_SAMPLE = 4096
+_PSNR_ATTEMPTS = 8
+_PSNR_SLACK = 1e-6  # dB, for sums in another order
+_SIGNIFICANT_BITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
+_MIN_EXPONENTS = {"float16": -13, "bfloat16": -125, "float32": -125, "float64": -1021}
 
 
 class _Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,6 +39,7 @@ class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     id: ClassVar[str] = "sz"
     fixed_size: ClassVar[bool] = False
 
+    @np.errstate(invalid="ignore")  # signalling NaN only pass through
     def encode(self, x: np.ndarray, bound: Bound = Lossless()) -> Packed:
         name = dtype_name(x.dtype)
         if isinstance(bound, Lossless):
@@ -49,8 +55,8 @@ class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
         wide = flat if flat.dtype.itemsize > 2 else flat.astype(np.float32)
         fold = Fold.of(x.shape)
         tiles = fold.tiles()
-        for params, limit in _plans(flat, wide, tiles, bound):
-            payloads = _encode_tiles(flat, wide, tiles, params, limit)
+        for params, limit, largest in _plans(flat, wide, tiles, bound):
+            payloads = _encode_tiles(flat, wide, tiles, params, limit, largest)
             if payloads is None:
                 continue
             sizes = np.array([payload.size for payload in payloads], np.uint64)
@@ -93,14 +99,97 @@ def _working(name: str) -> np.dtype:
 
 
 def _encode_tiles(
-    flat: np.ndarray, wide: np.ndarray, tiles: list[Tile], params: _Params, limit: float
+    flat: np.ndarray, wide: np.ndarray, tiles: list[Tile], params: _Params, limit: float, largest: int
 ) -> list[np.ndarray] | None:
     """Return the payload of every tile, or None if too many elements do not fit the plan."""
     payloads: list[np.ndarray | None] = [None] * len(tiles)
 
     def encode_tile(index: int) -> None:
         coder = TileCoder(tiles[index], params.scale, params.step, wide.dtype)
-        payloads[index] = coder.encode(flat, wide, limit)
+        payloads[index] = coder.encode(flat, wide, limit, largest)
 
     kernels.for_each(encode_tile, len(tiles))
-    return [payload for payload in payloads if payload is not None]
+    whole = [payload for payload in payloads if payload is not None]
+    return whole if len(whole) == len(tiles) else None
+
+
+def _plans(flat: np.ndarray, wide: np.ndarray, tiles: list[Tile], bound: Bound) -> Iterator[tuple[_Params, float, int]]:
+    """Yield ways to quantise, best first, with the limit for every element and the largest integer."""
+    low, high = kernels.load("quantiser").extent(wide)
+    if low > high or not math.isfinite(high - low):
+        return
+    largest = max(abs(low), abs(high))
+    ulp = math.ldexp(1.0, max(math.frexp(largest)[1], _MIN_EXPONENTS[flat.dtype.name]) - _SIGNIFICANT_BITS[flat.dtype.name])
+    if isinstance(bound, PointwiseRel):
+        margin = bound.value - math.ldexp(1.0, -_SIGNIFICANT_BITS[flat.dtype.name])
+        if margin > 0:
+            step = 2 * math.log2(1 + margin)
+            yield _Params(scale="log2", step=step), bound.value, min(math.ceil(1100 / step), 2**30)
+        return
+    if isinstance(bound, PSNR):
+        limit = _psnr_limit(bound.value, high - low)
+    else:
+        limit = bound.value * (high - low) if isinstance(bound, Rel) else bound.value
+    lattice = _lattice(wide, low, high)
+    if lattice >= 2 * limit and largest < lattice * 2**30:
+        yield _Params(scale="linear", step=lattice), limit, math.ceil(largest / lattice)
+    step = 2 * max(limit - ulp, limit / 2 if flat.dtype.itemsize == 2 else 0.0)
+    if isinstance(bound, PSNR):
+        step = _psnr_step(flat, wide, tiles, bound.value, high - low, 2 * limit)
+        limit = step  # as in the measurement: what misses it by far, or overflows the output dtype, is kept exactly
+    if step > 0 and largest < step * 2**30:
+        yield _Params(scale="linear", step=step), limit, math.ceil(largest / step) + 1
+
+
+def _lattice(wide: np.ndarray, low: float, high: float) -> float:
+    """Return the largest step that a sample of the elements are whole multiples of; a power of two unless all are equal."""
+    if low == high:
+        return abs(low) or 1.0
+    sample = wide[:: max(wide.size // _LATTICE_SAMPLE, 1)].astype(np.float64)
+    fractions, exponents = np.frexp(sample[np.isfinite(sample) & (sample != 0)])
+    if not fractions.size:
+        return 0.0
+    digits = np.abs(np.ldexp(fractions, 53).astype(np.int64))
+    lowest_bits = np.frexp((digits & -digits).astype(np.float64))[1] - 1
+    return math.ldexp(1.0, int((exponents - 53 + lowest_bits).min()))
+
+
+def _psnr_limit(decibels: float, value_range: float) -> float:
+    """Return the absolute bound whose error, uniform between its limits, has this PSNR."""
+    return math.sqrt(3) * value_range * 10 ** (-decibels / 20)
+
+
+def _psnr_step(
+    flat: np.ndarray, wide: np.ndarray, tiles: list[Tile], decibels: float, value_range: float, step: float
+) -> float:
+    """Return a step, near the largest, whose measured PSNR is at least `decibels`; 0.0 if none was found."""
+    found = 0.0
+    for attempt in range(_PSNR_ATTEMPTS):
+        if not step > 0:
+            break
+        measured = _measured_psnr(flat, wide, tiles, step, value_range)
+        surplus = measured - decibels - _PSNR_SLACK
+        if surplus >= 0:
+            found = step
+            if attempt > 0 or surplus < 0.1:
+                break
+            surplus = min(surplus - 0.05, 20.0)  # the error was not uniform: one bolder step, kept if it holds
+        elif found:
+            break
+        else:
+            surplus -= 0.05
+        step *= 10 ** (surplus / 20)
+    return found
+
+
+def _measured_psnr(flat: np.ndarray, wide: np.ndarray, tiles: list[Tile], step: float, value_range: float) -> float:
+    errors = np.zeros(len(tiles))
+
+    def measure(index: int) -> None:
+        errors[index] = TileCoder(tiles[index], "linear", step, wide.dtype).squared_error(flat, wide)
+
+    kernels.for_each(measure, len(tiles))
+    total = float(errors.sum())
+    if total == 0:
+        return math.inf
+    return 20 * math.log10(value_range) - 10 * math.log10(total / int(np.isfinite(flat).sum()))

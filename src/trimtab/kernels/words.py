@@ -1,4 +1,4 @@
-"""Unaligned 64-bit loads and stores inside kernels, little-endian on every machine.
+"""Machine words inside kernels: unaligned 64-bit loads and stores (little-endian everywhere), 32-bit arithmetic shifts.
 
 Kernels that call these are cached, and the cache does not notice edits here: a new meaning needs a new name.
 """
@@ -36,6 +36,16 @@ def store64(typingctx, address, value):
         return context.get_dummy_value()
 
     return types.void(types.uintp, types.uint64), codegen
+
+
+@intrinsic
+def shift_right32(typingctx, value, count):
+    """Shift an int32 right by 0 to 31 places, keeping its sign: `>>` would widen to 64 bits and so halve the vectors."""
+
+    def codegen(context, builder, signature, args):
+        return builder.ashr(args[0], args[1])
+
+    return types.int32(types.int32, types.int32), codegen
 
 
 def _little_endian(builder, value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal
@@ -94,6 +95,7 @@ class OpenZL(_LosslessPeer):
 @cache
 def _graph(peer: OpenZL, bfloat16: bool) -> Any:
     openzl = peer.load()
+    atexit.register(_graph.cache_clear)  # its binding complains about objects that outlive the interpreter
     compressor = openzl.Compressor()
     compressor.set_parameter(openzl.CParam.FormatVersion, openzl.MAX_FORMAT_VERSION)
     coder = getattr(openzl.graphs, peer.coder)()(compressor)

@@ -26,14 +26,14 @@ class SafetensorsSource(Source):
     def __init__(self, path: Path, *, tensors_only: bool) -> None:
         super().__init__(path, tensors_only=tensors_only)
         try:
-            with safe_open(path, "np") as checked:
-                self.metadata = checked.metadata() or {}
+            with safe_open(path, "np"):  # checks the whole header
+                pass
         except SafetensorError as error:
             raise Corrupt(f"{path} is a damaged safetensors file: {error}") from None
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             spans = json.loads(file.read(length))
-        spans.pop("__metadata__", None)
+        self.metadata = spans.pop("__metadata__", None) or {}
         self._starts: dict[str, int] = {}
         for name, span in sorted(spans.items(), key=lambda item: item[1]["data_offsets"]):
             if self.admit(name, _DTYPES.get(span["dtype"], span["dtype"]), tuple(span["shape"])):

@@ -16,6 +16,9 @@ from trimtab.sources.target import FolderTarget
 
 _CHUNK = 1 << 24  # bytes of a chunk that we write, about
 
+# zarr would decode ten chunks at a time, and each of its threads would keep the memory of its last one
+zarr.config.set({"async.concurrency": 1, "threading.max_workers": 1})
+
 
 class ZarrSource(Source):
     """The arrays of a Zarr folder; an array that is the folder itself is called by the folder's stem."""

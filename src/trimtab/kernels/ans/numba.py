@@ -45,19 +45,31 @@ def _activities(tokens, r, back, padded, activities):
         activities[k] = u8(u8(inner[k] << 1) + left[k] + right[k] + u8(min(behind[k], u8(42)) << 1))
 
 
-@kernel(types.int64(types.Array(types.uint32, 2, "C"), types.uint8[::1]))
-def _choose_contexts(joint, thresholds):
-    """Split the activities into contexts of like weight; return the number of contexts."""
+@_inline
+def _bases(activities, thresholds, spacing, bases):
+    """Write for each place where the tables of its context begin: 2^spacing times the thresholds it reaches."""
+    t0, t1, t2, t3 = thresholds[0], thresholds[1], thresholds[2], thresholds[3]
+    t4, t5, t6 = thresholds[4], thresholds[5], thresholds[6]
+    for k in range(activities.size):
+        a = activities[k]
+        low = u8(u8(a >= t0) + u8(a >= t1) + u8(a >= t2) + u8(a >= t3))
+        bases[k] = np.uint16(np.uint16(u8(low + u8(a >= t4) + u8(a >= t5) + u8(a >= t6))) << np.uint16(spacing))
+
+
+@kernel(types.int64(types.Array(types.uint32, 2, "C"), types.uint8[::1], types.int64))
+def _choose_contexts(joint, thresholds, num_tokens):
+    """Split the activities, counted with their tokens on a sample, into contexts of like weight; return their number."""
     weights = np.zeros(256, np.int64)
-    total, active = np.int64(0), np.int64(0)
+    total, active, sampled = np.int64(0), np.int64(0), np.int64(0)
     for s in range(256):
         some = np.int64(0)
-        for token in range(_TOKENS):
-            weights[s] += np.int64(joint[s, token])
-            some += np.int64(joint[s, token]) if token > 0 else 0
+        for token in range(1, _TOKENS):
+            some += np.int64(joint[s, token])
         active += some
-        weights[s] = 32 * some + weights[s]  # places that are almost surely zero are many and cheap
+        sampled += some + np.int64(joint[s, 0])
+        weights[s] = 33 * some + np.int64(joint[s, 0])  # places that are almost surely zero are many and cheap
         total += weights[s]
+    active = active * num_tokens // max(sampled, 1)
     wanted = 1 if active < 1000 else (4 if active < 16000 else _CONTEXTS)
     num, passed = 1, np.int64(0)
     for s in range(255):
@@ -123,11 +135,12 @@ def _put_bits(out, position, value, width):
 
 
 @_inline
-def _put(state, at, extent, offset, following, bits, num_bits):
-    """Push one token: return the new state and the bits it shed."""
-    width = (state + u64(extent[at]) & u64(0xFFFFFFFF)) >> u64(16)
+def _put(state, at, steps, following, bits, num_bits):
+    """Push one token: return the new state and the bits, with those that the state shed."""
+    step = steps[at]
+    width = ((state + u64(step)) & u64(0xFFFFFFFF)) >> u64(16)
     bits = (bits << width) | (state & ((u64(1) << width) - u64(1)))
-    state = u64(following[u64(np.int64(state >> width) + np.int64(offset[at]))])
+    state = u64(following[u64(np.int64(state >> width) + (step >> 32))])
     return state, bits, num_bits + width
 
 
@@ -160,21 +173,33 @@ def encode_block(tokens, back, out):
     num_rows, num = tokens.shape
     padded, activities = np.empty(num + 2, np.uint8), np.empty(num, np.uint8)
     joint = np.zeros((256, _TOKENS), np.uint32)
-    for r in range(num_rows):
+    for r in range(0, num_rows, 8 if num_rows >= 64 else 1):
         _activities(tokens, r, back, padded, activities)
         row = tokens[r]
         for k in range(num):
             joint[activities[k], row[k]] += np.uint32(1)
-    thresholds = np.zeros(_CONTEXTS, np.uint8)
-    num_contexts = _choose_contexts(joint, thresholds)
-    context_of = np.zeros(256, np.int64)
-    for s in range(256):
-        for c in range(num_contexts - 1):
-            if s >= thresholds[c]:
-                context_of[s] = c + 1
+    thresholds = np.full(_CONTEXTS - 1, u8(255))  # no activity reaches it
+    num_contexts = _choose_contexts(joint, thresholds, tokens.size)
+    bases = np.empty(num, np.uint16)
+    # four tables, since counting a run of one token in a single table waits for its own stores
+    tallies = np.zeros((4, 128 * _CONTEXTS), np.uint32)
+    n0, n1, n2, n3 = tallies[0], tallies[1], tallies[2], tallies[3]
+    for r in range(num_rows):
+        _activities(tokens, r, back, padded, activities)
+        _bases(activities, thresholds, 7, bases)
+        row = tokens[r]
+        whole = num // 4 * 4
+        for k in range(0, whole, 4):
+            a, t = bases[k : k + 4], row[k : k + 4]
+            n0[u64(a[0]) + u64(t[0])] += np.uint32(1)
+            n1[u64(a[1]) + u64(t[1])] += np.uint32(1)
+            n2[u64(a[2]) + u64(t[2])] += np.uint32(1)
+            n3[u64(a[3]) + u64(t[3])] += np.uint32(1)
+        for k in range(whole, num):
+            n0[u64(bases[k]) + u64(row[k])] += np.uint32(1)
 
     next_states = np.zeros((num_contexts, _SIZE), np.uint16)
-    extents, offsets = np.zeros((num_contexts, 128), np.uint32), np.zeros((num_contexts, 128), np.int32)
+    steps = np.zeros(num_contexts * 128, np.int64)
     counts, shares, slots = np.empty(_TOKENS, np.int64), np.empty(_TOKENS, np.int64), np.empty(_SIZE, np.uint8)
     begins = np.empty(_TOKENS, np.int64)
     out[: 1 + _CONTEXTS + num_contexts * _TOKENS * 3] = u8(0)
@@ -183,11 +208,9 @@ def encode_block(tokens, back, out):
         out[1 + c] = thresholds[c]
     position = 8 * num_contexts
     for c in range(num_contexts):
-        counts[:] = 0
-        for s in range(256):
-            if context_of[s] == c:
-                for t in range(_TOKENS):
-                    counts[t] += np.int64(joint[s, t])
+        for t in range(_TOKENS):
+            at = 128 * c + t
+            counts[t] = np.int64(n0[at]) + np.int64(n1[at]) + np.int64(n2[at]) + np.int64(n3[at])
         _normalise(counts, shares)
         _spread(shares, slots)
         begin, last = 0, 0
@@ -197,8 +220,8 @@ def encode_block(tokens, back, out):
             if share > 0:
                 last = t + 1
                 most = _BITS + 1 - _width(share)
-                extents[c, t] = np.uint32(((most << 16) - (share << most)) & 0xFFFFFFFF)
-                offsets[c, t] = np.int32(c * _SIZE + begin - share)
+                # state + low half has the width above bit 16; the high half leads to the following state
+                steps[128 * c + t] = (c * _SIZE + begin - share) << 32 | ((most << 16) - (share << most)) & 0xFFFFFFFF
             begin += share
         for slot in range(_SIZE):
             t = slots[slot]
@@ -214,33 +237,30 @@ def encode_block(tokens, back, out):
 
     states = np.full(8, _SIZE, np.uint64)
     following = next_states.reshape(-1)
-    extent, offset = extents.reshape(-1), offsets.reshape(-1)
-    token_base = np.zeros(256, np.uint16)
-    for s in range(256):
-        token_base[s] = np.uint16(128 * context_of[s])
     end = types.uintp(out.ctypes.data) + types.uintp(out.size)
     address, bits, num_bits = end, u64(0), u64(0)
     for r in range(num_rows - 1, -1, -1):
         _activities(tokens, r, back, padded, activities)
+        _bases(activities, thresholds, 7, bases)
         row = tokens[r]
         whole = num // 8 * 8
         for k in range(num - 1, whole - 1, -1):
-            at = np.uint64(token_base[activities[k]]) + np.uint64(row[k])
-            states[k - whole], bits, num_bits = _put(states[k - whole], at, extent, offset, following, bits, num_bits)
+            at = np.uint64(bases[k]) + np.uint64(row[k])
+            states[k - whole], bits, num_bits = _put(states[k - whole], at, steps, following, bits, num_bits)
             address, num_bits = _flush(address, bits, num_bits)
         x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
         x4, x5, x6, x7 = states[4], states[5], states[6], states[7]
         for g in range(whole - 8, -1, -8):
-            a, t = activities[g : g + 8], row[g : g + 8]
-            x7, bits, num_bits = _put(x7, u64(token_base[a[7]]) + u64(t[7]), extent, offset, following, bits, num_bits)
-            x6, bits, num_bits = _put(x6, u64(token_base[a[6]]) + u64(t[6]), extent, offset, following, bits, num_bits)
-            x5, bits, num_bits = _put(x5, u64(token_base[a[5]]) + u64(t[5]), extent, offset, following, bits, num_bits)
-            x4, bits, num_bits = _put(x4, u64(token_base[a[4]]) + u64(t[4]), extent, offset, following, bits, num_bits)
+            a, t = bases[g : g + 8], row[g : g + 8]
+            x7, bits, num_bits = _put(x7, u64(a[7]) + u64(t[7]), steps, following, bits, num_bits)
+            x6, bits, num_bits = _put(x6, u64(a[6]) + u64(t[6]), steps, following, bits, num_bits)
+            x5, bits, num_bits = _put(x5, u64(a[5]) + u64(t[5]), steps, following, bits, num_bits)
+            x4, bits, num_bits = _put(x4, u64(a[4]) + u64(t[4]), steps, following, bits, num_bits)
             address, num_bits = _flush(address, bits, num_bits)
-            x3, bits, num_bits = _put(x3, u64(token_base[a[3]]) + u64(t[3]), extent, offset, following, bits, num_bits)
-            x2, bits, num_bits = _put(x2, u64(token_base[a[2]]) + u64(t[2]), extent, offset, following, bits, num_bits)
-            x1, bits, num_bits = _put(x1, u64(token_base[a[1]]) + u64(t[1]), extent, offset, following, bits, num_bits)
-            x0, bits, num_bits = _put(x0, u64(token_base[a[0]]) + u64(t[0]), extent, offset, following, bits, num_bits)
+            x3, bits, num_bits = _put(x3, u64(a[3]) + u64(t[3]), steps, following, bits, num_bits)
+            x2, bits, num_bits = _put(x2, u64(a[2]) + u64(t[2]), steps, following, bits, num_bits)
+            x1, bits, num_bits = _put(x1, u64(a[1]) + u64(t[1]), steps, following, bits, num_bits)
+            x0, bits, num_bits = _put(x0, u64(a[0]) + u64(t[0]), steps, following, bits, num_bits)
             address, num_bits = _flush(address, bits, num_bits)
         states[0], states[1], states[2], states[3] = x0, x1, x2, x3
         states[4], states[5], states[6], states[7] = x4, x5, x6, x7
@@ -320,35 +340,33 @@ def decode_block(block, back, tokens):
     if skip > 7:
         return -1
     head += 17
-    table_base = np.zeros(256, np.uint16)
-    for s in range(256):
-        for c in range(1, num_contexts):
-            if s >= np.int64(block[c]):
-                table_base[s] = np.uint16(c * _SIZE)
+    thresholds, bases = np.full(_CONTEXTS - 1, u8(255)), np.empty(num, np.uint16)  # no activity reaches 255
+    thresholds[: num_contexts - 1] = block[1:num_contexts]
     padded, activities = np.empty(num + 2, np.uint8), np.empty(num, np.uint8)
     base, limit, at_bit = types.uintp(block.ctypes.data) + types.uintp(head), u64(block.size - head - 8), u64(skip)
     out_address = types.uintp(tokens.ctypes.data)
     for r in range(num_rows):
         _activities(tokens, r, back, padded, activities)
+        _bases(activities, thresholds, _BITS, bases)
         whole = num // 8 * 8
         s0, s1, s2, s3 = states[0], states[1], states[2], states[3]
         s4, s5, s6, s7 = states[4], states[5], states[6], states[7]
         address = out_address + types.uintp(r * num)
         for g in range(0, whole, 8):
-            a = activities[g : g + 8]
+            a = bases[g : g + 8]
             at = min(at_bit >> u64(3), limit)
             bits = load64(base + at) >> ((at_bit - (at << u64(3))) & u64(63))
-            s0, e0, bits = _get(s0, table_base[a[0]], table, bits)
-            s1, e1, bits = _get(s1, table_base[a[1]], table, bits)
-            s2, e2, bits = _get(s2, table_base[a[2]], table, bits)
-            s3, e3, bits = _get(s3, table_base[a[3]], table, bits)
+            s0, e0, bits = _get(s0, a[0], table, bits)
+            s1, e1, bits = _get(s1, a[1], table, bits)
+            s2, e2, bits = _get(s2, a[2], table, bits)
+            s3, e3, bits = _get(s3, a[3], table, bits)
             at_bit += (e0 + e1 + e2 + e3) & u64(255)
             at = min(at_bit >> u64(3), limit)
             bits = load64(base + at) >> ((at_bit - (at << u64(3))) & u64(63))
-            s4, e4, bits = _get(s4, table_base[a[4]], table, bits)
-            s5, e5, bits = _get(s5, table_base[a[5]], table, bits)
-            s6, e6, bits = _get(s6, table_base[a[6]], table, bits)
-            s7, e7, bits = _get(s7, table_base[a[7]], table, bits)
+            s4, e4, bits = _get(s4, a[4], table, bits)
+            s5, e5, bits = _get(s5, a[5], table, bits)
+            s6, e6, bits = _get(s6, a[6], table, bits)
+            s7, e7, bits = _get(s7, a[7], table, bits)
             at_bit += (e4 + e5 + e6 + e7) & u64(255)
             byte = u64(0xFF00)
             low = (e0 & byte) >> u64(8) | (e1 & byte) | (e2 & byte) << u64(8) | (e3 & byte) << u64(16)
@@ -359,7 +377,7 @@ def decode_block(block, back, tokens):
         for k in range(whole, num):
             at = min(at_bit >> u64(3), limit)
             bits = load64(base + at) >> ((at_bit - (at << u64(3))) & u64(63))
-            state, entry, bits = _get(states[k - whole], table_base[activities[k]], table, bits)
+            state, entry, bits = _get(states[k - whole], bases[k], table, bits)
             states[k - whole] = state
             at_bit += entry & u64(255)
             tokens[r, k] = u8(entry >> u64(8))

@@ -19,6 +19,7 @@ __all__ = ["choose", "decode", "encode", "plane_bytes", "survey"]
 
 _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 _HALVES = types.Array(types.uint16, 1, "C", readonly=True)
+_WORDS = types.Array(types.uint64, 1, "C", readonly=True)
 _COUNTS = types.Array(types.int64, 1, "C", readonly=True)
 _STRIDE = BLOCK // LANES
 _GROUP = 4
@@ -167,7 +168,7 @@ def _place_bits(stride, places):
     places[64] = _BLOCK
 
 
-@kernel(types.int64(types.Array(types.uint64, 1, "C", readonly=True), types.uint64[::1], _BYTES, types.uint8[::1]))
+@kernel(types.int64(_WORDS, types.uint64[::1], _BYTES, types.uint8[::1]))
 def _gather(words, places, values, listed):
     """List the values whose bits are set; return how many. `listed` has spare space after them."""
     num = 0
@@ -187,7 +188,7 @@ def _gather(words, places, values, listed):
     return num
 
 
-@kernel(types.int64(types.Array(types.uint64, 1, "C", readonly=True), types.uint64[::1], _BYTES, types.int64, types.uint8[::1]))
+@kernel(types.int64(_WORDS, types.uint64[::1], _BYTES, types.int64, types.uint8[::1]))
 def _scatter(words, places, listed, num_listed, values):
     """Put what is listed to the values whose bits are set; return how many, or -1 where the list is too short."""
     num = 0

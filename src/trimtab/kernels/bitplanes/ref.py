@@ -154,6 +154,6 @@ def _escapes(codes: np.ndarray, width: int) -> np.ndarray:
     positions = [np.empty(0, np.int64)]
     for start in range(0, codes.size, BLOCK):
         lanes = _lanes(codes[start : start + BLOCK])
-        byte, bit = np.nonzero(lanes.T == (1 << width) - 1)
+        byte, bit = np.nonzero(np.equal(lanes.T, (1 << width) - 1))
         positions.append(start + bit * lanes.shape[1] + byte)
     return np.concatenate(positions)

@@ -191,11 +191,7 @@ def encode(exponents, base, bits, low_bits, group, low, masks, high):
     return num_high
 
 
-@kernel(
-    types.void(
-        _BYTES, _BYTES, _BYTES, types.int64, types.int64, types.int64, types.int64, types.uint8[::1]
-    )
-)
+@kernel(types.void(_BYTES, _BYTES, _BYTES, types.int64, types.int64, types.int64, types.int64, types.uint8[::1]))
 def decode(low, masks, high, base, bits, low_bits, group, exponents):
     high_bits = bits - low_bits
     top, half, all_bits = u8(base), u8(1 << bits >> 1), u8((1 << bits) - 1)

@@ -6,7 +6,8 @@ the `low_bits` low bits of y; where the OR of a group exceeds them, its mask bit
 ``bits - low_bits`` high bits as well. High bits are collected in the order of the elements, over all blocks, and
 packed 16384 at a time; the last pack is filled up with zeros to a multiple of 256.
 
-Where `bits` equals `low_bits` there are no masks. The last block is filled up to a multiple of 128 with y = 0. Mask bits stand in order, lowest bit of a byte first.
+The last block is filled up to a multiple of 128 with y = 0. Mask bits stand in order, lowest bit of a byte first; where
+`bits` equals `low_bits` there are none.
 
 Packing lanes of a width: while the width is below 8, the second half of the lanes is moved above the first, which
 doubles the width and halves the lanes; then their low bytes are emitted and the bits above them go on in the same way.
@@ -74,8 +75,8 @@ def encode(
 ) -> int:
     """Encode `exponents` (uint8) and return the number of elements that store high bits.
 
-    `low` and `masks` (uint8, ``packed_bytes(n, low_bits)`` and `mask_bytes`) are filled; `high` (uint8)
-    holds at least ``high_bytes(padded(n), bits - low_bits)``, of which the first ``high_bytes(returned, ...)`` are filled.
+    `low` and `masks` (uint8, ``packed_bytes(n, low_bits)`` and `mask_bytes`) are filled; `high` (uint8) holds at least
+    ``high_bytes(padded(n), bits - low_bits)``, of which the first ``high_bytes(returned, bits - low_bits)`` are filled.
     """
     mapped = ((base - exponents.astype(np.int64)) % (1 << bits)).astype(np.uint8)
     pack(mapped & ((1 << low_bits) - 1), low_bits, low)
@@ -89,7 +90,7 @@ def encode(
         while merged.size > y.size // group:
             merged = merged[: merged.size // 2] | merged[merged.size // 2 :]
         flags.append(merged > (1 << low_bits) - 1)
-        above.append(y[np.tile(flags[-1], group)] >> low_bits)
+        above.append((y[np.tile(flags[-1], group)] >> low_bits).astype(np.uint8))
     masks[...] = np.packbits(np.concatenate(flags), bitorder="little")
     values = np.concatenate(above)
     at = 0

@@ -1,24 +1,30 @@
 """Linear prediction of integers from their neighbours, fast: see ref.py for the format.
 
 Neighbours in other rows are summed a stretch of a row at a time, so that the loops vectorise; only the neighbours in the
-row itself make a chain when decoding.
+row itself make a chain when decoding, and two bands are decoded side by side so that their chains overlap.
 """
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 from numba import types
 
 from trimtab.kernels.jit import kernel
-from trimtab.kernels.predictor.ref import LORENZO, NUM_TAPS, TAPS
+from trimtab.kernels.predictor.ref import LORENZO, NUM_BANDS, NUM_TAPS, TAPS, band_edges
+from trimtab.kernels.words import shift_right32
 
-__all__ = ["LORENZO", "NUM_TAPS", "TAPS", "decode", "encode", "fill_margins"]
+__all__ = ["LORENZO", "NUM_BANDS", "NUM_TAPS", "TAPS", "band_edges", "decode", "encode", "fill_margins", "products"]
 
 _MATRIX = types.Array(types.int32, 2, "C", readonly=True)
 _VECTOR = types.Array(types.int32, 1, "C", readonly=True)
-_BLOCK = 4096
+_BLOCK = 2048
+_EDGES = types.Array(types.int64, 1, "C", readonly=True)
 _TAPS = np.array(TAPS, np.int32)
-i32 = np.int32
+_MAX_TAPS = 2 + (len(TAPS) - 2 + 3) // 4 * 4
+_NUM_BANDS = NUM_BANDS
+_inline = numba.njit(forceinline=True, boundscheck=False, error_model="numpy")
+i32, u64 = np.int32, np.uint64
 
 
 @kernel(types.void(types.int32[:, ::1], types.int64, types.int64, types.int64, types.boolean))
@@ -43,130 +49,154 @@ def _fill_right(q, r, lane):
         q[r, end + k] = q[r, end + lane + k] = q[r, end - lane + k]
 
 
-@kernel(types.void(types.int32[:, ::1], types.int64, types.int64, types.boolean))
-def fill_margins(q, rows_per_plane, lane, linear):
-    for r in range(q.shape[0]):
-        _fill_left(q, r, rows_per_plane, lane, linear)
-        _fill_right(q, r, lane)
+@kernel(types.void(types.int32[:, ::1], _EDGES, types.int64, types.int64, types.boolean))
+def fill_margins(q, edges, rows_per_plane, lane, linear):
+    for b in range(edges.size - 1):
+        band = q[edges[b] : edges[b + 1]]
+        for r in range(band.shape[0]):
+            _fill_left(band, r, rows_per_plane, lane, linear)
+            _fill_right(band, r, lane)
 
 
 @kernel(types.int64(types.int64, types.int64, _VECTOR, types.int64, types.int64[:, ::1]))
 def _taps_of_row(r, rows_per_plane, weights, shift, taps):
-    """Write (row to read, lanes back, weight) of each tap of row `r`, the row's own first; return their number."""
+    """Write (row to read, lanes back, weight) of each tap of row `r` of a band; return their number, a multiple of four.
+
+    The row's own neighbours come first. Taps of weight 0 fill up the rest.
+    """
     i, j = r // rows_per_plane, r % rows_per_plane
-    num = 0
+    taps[:, 0], taps[:, 1], taps[:, 2] = r, 0, 0
+    taps[0, 1], taps[1, 1] = 1, 2
+    one = np.int64(1) << shift
     if weights.size == 2 or (j > 0 and (weights.size == 9 or i > 0)):
-        for k in range(weights.size):
+        num = 2
+        taps[0, 2], taps[1, 2] = np.int64(weights[0]), np.int64(weights[1])
+        for k in range(2, weights.size):
             if weights[k] != 0:
                 row = min(max(j - np.int64(_TAPS[k, 1]), 0), rows_per_plane - 1)
                 taps[num, 0] = max(i - np.int64(_TAPS[k, 0]), 0) * rows_per_plane + row
                 taps[num, 1], taps[num, 2] = np.int64(_TAPS[k, 2]), np.int64(weights[k])
                 num += 1
-        return num
-    one = np.int64(1) << shift
-    taps[0, 0], taps[0, 1], taps[0, 2] = r, 1, one
-    if j == 0 and i == 0:
-        return 1
-    above = r - 1 if j > 0 else r - rows_per_plane
-    taps[1, 0], taps[1, 1], taps[1, 2] = above, 0, one
-    taps[2, 0], taps[2, 1], taps[2, 2] = above, 1, -one
-    return 3
+    elif j == 0 and i == 0:
+        taps[0, 2] = one
+        num = 2
+    else:
+        above = r - 1 if j > 0 else r - rows_per_plane
+        taps[0, 2] = one
+        taps[2, 0], taps[2, 1], taps[2, 2] = above, 0, one
+        taps[3, 0], taps[3, 1], taps[3, 2] = above, 1, -one
+        num = 4
+    return 2 + (num - 2 + 3) // 4 * 4
 
 
-@kernel(
-    types.void(
-        _MATRIX, types.int64, types.int64, types.boolean, _VECTOR, types.int64, types.Array(types.int32, 2, "C")
-    )
-)
-def encode(q, rows_per_plane, lane, linear, weights, shift, residual):
+@_inline
+def _sum_four(flat, origin, width, taps, t, start, lane, sums):
+    """Add four taps' products to `sums`, which stands for the places from column `start` on.
+
+    Row r of the band begins at ``flat[origin + r * width]``. Unsigned indices need no test for negative ones.
+    """
+    a0 = u64(origin + taps[t, 0] * width + start - taps[t, 1] * lane)
+    a1 = u64(origin + taps[t + 1, 0] * width + start - taps[t + 1, 1] * lane)
+    a2 = u64(origin + taps[t + 2, 0] * width + start - taps[t + 2, 1] * lane)
+    a3 = u64(origin + taps[t + 3, 0] * width + start - taps[t + 3, 1] * lane)
+    w0, w1, w2, w3 = i32(taps[t, 2]), i32(taps[t + 1, 2]), i32(taps[t + 2, 2]), i32(taps[t + 3, 2])
+    for k in range(u64(sums.size)):
+        first = i32(i32(w0 * flat[a0 + k]) + i32(w1 * flat[a1 + k]))
+        sums[k] = i32(sums[k] + first + i32(w2 * flat[a2 + k]) + i32(w3 * flat[a3 + k]))
+
+
+@kernel(types.void(_MATRIX, _EDGES, types.int64, types.int64, _VECTOR, types.int64, types.int32[:, ::1]))
+def encode(q, edges, rows_per_plane, lane, weights, shift, residual):
     margin, num = 2 * lane, residual.shape[1]
-    taps = np.empty((22, 3), np.int64)
-    half = i32((1 << shift) >> 1)
-    low = i32(shift)
-    for r in range(q.shape[0]):
-        num_taps = _taps_of_row(r, rows_per_plane, weights, shift, taps)
-        for o in range(0, num, _BLOCK):
-            d = residual[r, o : min(o + _BLOCK, num)]
-            size = d.size
-            d[:] = half
-            t = 0
-            while t + 2 <= num_taps:
-                start, start2 = margin + o - taps[t, 1] * lane, margin + o - taps[t + 1, 1] * lane
-                n, n2 = q[taps[t, 0], start : start + size], q[taps[t + 1, 0], start2 : start2 + size]
-                w, w2 = i32(taps[t, 2]), i32(taps[t + 1, 2])
+    taps = np.empty((_MAX_TAPS, 3), np.int64)
+    half, low = i32((1 << shift) >> 1), i32(shift)
+    flat, width = q.reshape(-1), q.shape[1]
+    for b in range(edges.size - 1):
+        for r in range(edges[b + 1] - edges[b]):
+            num_taps = _taps_of_row(r, rows_per_plane, weights, shift, taps)
+            first, second = i32(taps[0, 2]), i32(taps[1, 2])
+            row = q[edges[b] + r]
+            for o in range(0, num, _BLOCK):
+                d = residual[edges[b] + r, o : min(o + _BLOCK, num)]
+                size = d.size
+                own, left, far_left = row[margin + o :][:size], row[margin + o - lane :][:size], row[o:][:size]
                 for k in range(size):
-                    d[k] = i32(d[k] + i32(w * n[k]) + i32(w2 * n2[k]))
-                t += 2
-            if t < num_taps:
-                start = margin + o - taps[t, 1] * lane
-                n, w = q[taps[t, 0], start : start + size], i32(taps[t, 2])
+                    d[k] = i32(half + i32(first * left[k]) + i32(second * far_left[k]))
+                for t in range(2, num_taps, 4):
+                    _sum_four(flat, edges[b] * width, width, taps, t, margin + o, lane, d)
                 for k in range(size):
-                    d[k] = i32(d[k] + i32(w * n[k]))
-            own = q[r, margin + o : margin + o + size]
-            for k in range(size):
-                d[k] = i32(own[k] - (d[k] >> low))
+                    d[k] = i32(own[k] - shift_right32(d[k], low))
 
 
-@kernel(
-    types.void(
-        _MATRIX, types.int64, types.int64, types.boolean, _VECTOR, types.int64, types.Array(types.int32, 2, "C")
-    )
-)
-def decode(residual, rows_per_plane, lane, linear, weights, shift, q):
-    margin, num = 2 * lane, residual.shape[1]
-    taps = np.empty((22, 3), np.int64)
-    sums = np.empty(min(num, _BLOCK), np.int32)
-    half = i32((1 << shift) >> 1)
-    low = i32(shift)
-    for r in range(q.shape[0]):
-        _fill_left(q, r, rows_per_plane, lane, linear)
+@_inline
+def _chain(own, first, second, low, lane):
+    """Turn sums into values, left to right; `own` begins with the 2 lanes before them."""
+    for k in range(own.size - 2 * lane):
+        total = i32(own[2 * lane + k] + i32(second * own[k]) + i32(first * own[lane + k]))
+        own[2 * lane + k] = shift_right32(total, low)
+
+
+@_inline
+def _two_chains(a, b, first, second, low):
+    """Turn sums into values in two rows at once; each begins with the 2 values before them."""
+    a2, b2, a1, b1 = a[0], b[0], a[1], b[1]
+    a, b = a[2:], b[2:]
+    if second != 0:
+        for k in range(a.size):
+            a0 = shift_right32(i32(i32(a[k] + i32(second * a2)) + i32(first * a1)), low)
+            b0 = shift_right32(i32(i32(b[k] + i32(second * b2)) + i32(first * b1)), low)
+            a2, b2, a1, b1 = a1, b1, a0, b0
+            a[k], b[k] = a0, b0
+    else:
+        for k in range(a.size):
+            a1 = shift_right32(i32(a[k] + i32(first * a1)), low)
+            b1 = shift_right32(i32(b[k] + i32(first * b1)), low)
+            a[k], b[k] = a1, b1
+
+
+@kernel(types.void(types.int32[:, ::1], _EDGES, types.int64, types.int64, types.boolean, _VECTOR, types.int64))
+def decode(q, edges, rows_per_plane, lane, linear, weights, shift):
+    margin, num = 2 * lane, q.shape[1] - 4 * lane
+    taps = np.empty((_MAX_TAPS, 3), np.int64)
+    half, low = i32((1 << shift) >> 1), i32(shift)
+    flat, width, num_bands = q.reshape(-1), q.shape[1], edges.size - 1
+    longest, shortest = 0, np.int64(1) << 62
+    for b in range(num_bands):
+        longest, shortest = max(longest, edges[b + 1] - edges[b]), min(shortest, edges[b + 1] - edges[b])
+    for r in range(longest):
         num_taps = _taps_of_row(r, rows_per_plane, weights, shift, taps)
-        first, second, t0 = i32(0), i32(0), 0  # weights of the row's own neighbours, which stand first
-        if t0 < num_taps and taps[t0, 0] == r and taps[t0, 1] == 1:
-            first = i32(taps[t0, 2])
-            t0 += 1
-        if t0 < num_taps and taps[t0, 0] == r and taps[t0, 1] == 2:
-            second = i32(taps[t0, 2])
-            t0 += 1
+        first, second = i32(taps[0, 2]), i32(taps[1, 2])
+        for b in range(num_bands):
+            if r < edges[b + 1] - edges[b]:
+                _fill_left(q[edges[b] : edges[b + 1]], r, rows_per_plane, lane, linear)
         for o in range(0, num, _BLOCK):
-            d = residual[r, o : min(o + _BLOCK, num)]
-            size = d.size
-            s = sums[:size]
-            s[:] = half
-            t = t0
-            while t + 2 <= num_taps:
-                start, start2 = margin + o - taps[t, 1] * lane, margin + o - taps[t + 1, 1] * lane
-                n, n2 = q[taps[t, 0], start : start + size], q[taps[t + 1, 0], start2 : start2 + size]
-                w, w2 = i32(taps[t, 2]), i32(taps[t + 1, 2])
-                for k in range(size):
-                    s[k] = i32(s[k] + i32(w * n[k]) + i32(w2 * n2[k]))
-                t += 2
-            if t < num_taps:
-                start = margin + o - taps[t, 1] * lane
-                n, w = q[taps[t, 0], start : start + size], i32(taps[t, 2])
-                for k in range(size):
-                    s[k] = i32(s[k] + i32(w * n[k]))
-            own = q[r, o : margin + o + size]
-            if shift == 0 and first == 1 and second == 0:
-                for k in range(size):
-                    s[k] = i32(s[k] + d[k])
-                if lane == 1:
-                    q1 = own[1]
+            size = min(_BLOCK, num - o)
+            for b in range(num_bands):
+                if r < edges[b + 1] - edges[b]:  # all that does not depend on the row's own values, in their place
+                    s = q[edges[b] + r, margin + o : margin + o + size]
                     for k in range(size):
-                        q1 = i32(q1 + s[k])
-                        own[2 + k] = q1
-                else:
-                    for k in range(size):
-                        own[margin + k] = i32(own[margin + k - lane] + s[k])
-            elif lane == 1:
-                q1, q2 = own[1], own[0]
-                for k in range(size):
-                    value = i32(i32(i32(s[k] + i32(second * q2)) + i32(first * q1)) >> low)
-                    q2 = q1
-                    q1 = i32(value + d[k])
-                    own[2 + k] = q1
+                        s[k] = i32(half + i32(s[k] << low))
+                    for t in range(2, num_taps, 4):
+                        _sum_four(flat, edges[b] * width, width, taps, t, margin + o, lane, s)
+            if num_bands == 2 and lane == 1 and r < shortest:
+                end = o + margin + size
+                _two_chains(q[edges[0] + r, o:end], q[edges[1] + r, o:end], first, second, low)
             else:
-                for k in range(size):
-                    value = i32(s[k] + i32(second * own[k]) + i32(first * own[lane + k]))
-                    own[margin + k] = i32((value >> low) + d[k])
-        _fill_right(q, r, lane)
+                for b in range(num_bands):
+                    if r < edges[b + 1] - edges[b]:
+                        _chain(q[edges[b] + r, o : o + margin + size], first, second, low, lane)
+        for b in range(num_bands):
+            if r < edges[b + 1] - edges[b]:
+                _fill_right(q[edges[b] : edges[b + 1]], r, lane)
+
+
+@kernel(types.void(types.Array(types.int32, 2, "C", readonly=True), types.int64[:, ::1]))
+def products(vectors, gram):
+    """Write the sums of products of every two rows of `vectors` (int32[m, n]) into `gram` (int64[m, m])."""
+    for a in range(vectors.shape[0]):
+        for b in range(a + 1):
+            x, y = vectors[a], vectors[b]
+            total = np.int64(0)
+            for k in range(x.size):
+                total += np.int64(x[k]) * np.int64(y[k])
+            gram[a, b] = gram[b, a] = total

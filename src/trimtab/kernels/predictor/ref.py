@@ -1,19 +1,25 @@
 """Linear prediction of integers from their neighbours, the specification.
 
-The integers q of a block stand in rows, `rows_per_plane` rows to a plane; each row of the matrix has `margin` = 2 x lane
+The integers q of a tile stand in rows, `rows_per_plane` rows to a plane; each row of the matrix has a margin of 2 x lane
 places before and after its values. `lane` is the distance of neighbours within a row (channels that alternate in a row
-are so kept apart). A tap (planes back, rows back, lanes back) names a neighbour; the prediction is
-``(sum of weight x neighbour + 2^(shift - 1)) >> shift`` (no rounding term for shift 0), and the residual q minus it, all in
-wrapping int32.
+are so kept apart). A tap (planes back, rows back, lanes back) names a neighbour. With the residual d, a value is
 
-Rows that have no row before them in their plane, or no plane before them, fall back to Lorenzo prediction (Ibarria et
-al., "Out-of-core compression and decompression of large n-dimensional scalar fields", 2003) over the neighbours that
-exist. Taps reach at most two rows or planes back; past the first or last one they meet that one instead. The margins hold:
-after the row, its last `lane` values twice; before it, the first `lane` values of the row above, twice (above in its
-plane, else in the plane before, else zeros), or in a linear block the last values of the row before.
+    q = (sum of weight x neighbour + half + (d << shift)) >> shift
+
+in wrapping int32, where half is 2^(shift - 1), or 0 for shift 0. Residuals exist for every |q| < 2^(30 - shift).
+
+A tile is cut into bands of rows, whole planes where there are planes, that do not look at each other; rows and planes
+below count from the start of the band. Rows that have no row before them in their plane, or no plane before them, fall
+back to Lorenzo prediction (Ibarria et al., "Out-of-core compression and decompression of large n-dimensional scalar
+fields", 2003) over the neighbours that exist. Taps reach at most two rows or planes back; past the first or last one
+they meet that one instead. The margins hold: after the row, its last `lane` values twice; before it, the first `lane`
+values of the row above, twice (above in its plane, else in the plane before, else zeros), or in a linear tile the last
+values of the row before.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 
@@ -34,51 +40,73 @@ LORENZO = (
 )
 """The Lorenzo weights in one, two and three dimensions."""
 
+NUM_BANDS = 2
+
 _PLANE_LORENZO = {(0, 0, 1): 1, (1, 0, 0): 1, (1, 0, 1): -1}
 
 
-def fill_margins(q: np.ndarray, rows_per_plane: int, lane: int, linear: bool) -> None:
+def band_edges(num_rows: int, rows_per_plane: int) -> np.ndarray:
+    """Return the first row of each band and, last, the number of rows (int64).
+
+    The unit is the plane, or the row where there is one plane: below 32 units there is one band, else `NUM_BANDS`.
+    """
+    unit = rows_per_plane if rows_per_plane < num_rows else 1
+    num_units = num_rows // unit
+    bands = NUM_BANDS if num_units >= 32 else 1
+    return np.arange(bands + 1, dtype=np.int64) * num_units // bands * unit
+
+
+def fill_margins(q: np.ndarray, edges: np.ndarray, rows_per_plane: int, lane: int, linear: bool) -> None:
     """Fill the margins of all rows of `q` (int32[rows, 2 lane + n + 2 lane]) from its values."""
-    for r in range(len(q)):
-        _fill_left(q, r, rows_per_plane, lane, linear)
-        _fill_right(q, r, lane)
+    for start, stop in itertools.pairwise(edges):
+        for r in range(stop - start):
+            _fill_left(q[start:stop], r, rows_per_plane, lane, linear)
+            _fill_right(q[start:stop], r, lane)
 
 
 def encode(
-    q: np.ndarray, rows_per_plane: int, lane: int, linear: bool, weights: np.ndarray, shift: int, residual: np.ndarray
+    q: np.ndarray, edges: np.ndarray, rows_per_plane: int, lane: int, weights: np.ndarray, shift: int, residual: np.ndarray
 ) -> None:
     """Write into `residual` (int32[rows, n]) what remains of `q` (int32[rows, n + 4 lane], margins filled).
 
-    `weights` (int32) has one entry for each tap of the block's dimension: 2, 9 or 22.
+    `weights` (int32) has one entry for each tap of the tile's dimension: 2, 9 or 22.
     """
     margin, num = 2 * lane, residual.shape[1]
-    for r in range(len(q)):
-        taps = _taps_of_row(r, rows_per_plane, weights, shift)
-        total = np.full(num, (1 << shift) >> 1, np.int32)
-        for row, lanes, weight in taps:
-            start = margin - lanes * lane
-            total += np.int32(weight) * q[row, start : start + num]
-        residual[r] = q[r, margin : margin + num] - (total >> shift)
+    for start, stop in itertools.pairwise(edges):
+        band = q[start:stop]
+        for r in range(stop - start):
+            total = np.full(num, (1 << shift) >> 1, np.int32)
+            for row, lanes, weight in _taps_of_row(r, rows_per_plane, weights, shift):
+                first = margin - lanes * lane
+                total += np.int32(weight) * band[row, first : first + num]
+            residual[start + r] = band[r, margin : margin + num] - (total >> shift)
 
 
 def decode(
-    residual: np.ndarray, rows_per_plane: int, lane: int, linear: bool, weights: np.ndarray, shift: int, q: np.ndarray
+    q: np.ndarray, edges: np.ndarray, rows_per_plane: int, lane: int, linear: bool, weights: np.ndarray, shift: int
 ) -> None:
-    """Fill `q`, margins too, such that `encode` gives `residual`."""
-    margin, num = 2 * lane, residual.shape[1]
-    for r in range(len(q)):
-        _fill_left(q, r, rows_per_plane, lane, linear)
-        taps = _taps_of_row(r, rows_per_plane, weights, shift)
-        for k in range(num):
-            total = (1 << shift) >> 1
-            for row, lanes, weight in taps:
-                total += int(weight) * int(q[row, margin + k - lanes * lane])
-            q[r, margin + k] = _wrap(int(residual[r, k]) + (_wrap(total) >> shift))
-        _fill_right(q, r, lane)
+    """Replace the residuals in `q` by their values, and fill the margins."""
+    margin, num = 2 * lane, q.shape[1] - 4 * lane
+    for start, stop in itertools.pairwise(edges):
+        band = q[start:stop]
+        for r in range(stop - start):
+            _fill_left(band, r, rows_per_plane, lane, linear)
+            taps = _taps_of_row(r, rows_per_plane, weights, shift)
+            for k in range(margin, margin + num):
+                total = ((1 << shift) >> 1) + (int(band[r, k]) << shift)
+                for row, lanes, weight in taps:
+                    total += weight * int(band[row, k - lanes * lane])
+                band[r, k] = _wrap(total) >> shift
+            _fill_right(band, r, lane)
+
+
+def products(vectors: np.ndarray, gram: np.ndarray) -> None:
+    """Write the sums of products of every two rows of `vectors` (int32[m, n]) into `gram` (int64[m, m])."""
+    gram[...] = vectors.astype(np.int64) @ vectors.T.astype(np.int64)
 
 
 def _taps_of_row(r: int, rows_per_plane: int, weights: np.ndarray, shift: int) -> list[tuple[int, int, int]]:
-    """Return (row to read, lanes back, weight) of each tap of row `r`."""
+    """Return (row to read, lanes back, weight) of each tap of row `r` of a band."""
     i, j = divmod(r, rows_per_plane)
     dimension = NUM_TAPS.index(len(weights)) + 1
     if dimension == 1 or (j > 0 and (dimension == 2 or i > 0)):

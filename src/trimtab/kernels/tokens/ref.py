@@ -21,16 +21,18 @@ def max_extra_size(num_values: int) -> int:
     return (num_values * 29 + 7) // 8 + 8
 
 
-def encode(values: np.ndarray, tokens: np.ndarray, extra: np.ndarray) -> int:
-    """Split `values` (int32) into `tokens` (uint8) and the bits in `extra` (uint8); return the bytes of the extra bits.
+def encode(rows: np.ndarray, margin: int, tokens: np.ndarray, extra: np.ndarray) -> int:
+    """Split integers into `tokens` (uint8[m, n]) and the bits in `extra` (uint8); return the bytes of the extra bits.
 
-    `extra` holds at least `max_extra_size(values.size)` bytes.
+    The integers are ``rows[:, margin : margin + n]`` (int32), in C order. `extra` holds at least `max_extra_size(m * n)`
+    bytes.
     """
-    folded = ((values << 1) ^ (values >> 31)).view(np.uint32)
-    text = []
+    values = rows[:, margin : margin + tokens.shape[1]]
+    folded = ((values << 1) ^ (values >> 31)).view(np.uint32).reshape(-1)
+    text, flat = [], tokens.reshape(-1)
     for i, z in enumerate(map(int, folded)):
         width = z.bit_length() - 3
-        tokens[i] = z if z < NUM_DIRECT else 4 * width + 4 + (z >> width & 3)
+        flat[i] = z if z < NUM_DIRECT else 4 * width + 4 + (z >> width & 3)
         if width > 0:
             text.append(format(z & ((1 << width) - 1), f"0{width}b")[::-1])
     bits = np.frombuffer("".join(text).encode(), np.uint8) - ord("0")
@@ -41,19 +43,21 @@ def encode(values: np.ndarray, tokens: np.ndarray, extra: np.ndarray) -> int:
     return packed.size
 
 
-def decode(tokens: np.ndarray, extra: np.ndarray, values: np.ndarray) -> int:
-    """Fill `values` (int32) from `tokens` (uint8, each below `NUM_TOKENS`) and `extra`; return 0, or -1 if these disagree.
+def decode(tokens: np.ndarray, extra: np.ndarray, margin: int, rows: np.ndarray) -> int:
+    """Fill ``rows[:, margin : margin + n]`` (int32) from `tokens` (uint8[m, n], each below `NUM_TOKENS`) and `extra`.
+
+    Returns 0, or -1 if the two disagree.
     """
     bits = np.unpackbits(extra, bitorder="little")
     at = 0
-    for i, token in enumerate(map(int, tokens)):
-        width = max(token // 4 - 1, 0)
+    for (r, k), token in np.ndenumerate(tokens):
+        width = max(int(token) // 4 - 1, 0)
         if at + width > bits.size:
             return -1
-        z = token if width == 0 else (4 | token & 3) << width
-        for k in range(width):
-            z |= int(bits[at + k]) << k
+        z = int(token) if width == 0 else (4 | int(token) & 3) << width
+        for b in range(width):
+            z |= int(bits[at + b]) << b
         at += width
-        values[i] = (z >> 1) ^ -(z & 1)
+        rows[r, margin + k] = (z >> 1) ^ -(z & 1)
     end = (at + 7) // 8
     return 0 if extra.size == (max(end, 8) if end else 0) else -1

@@ -1,0 +1,70 @@
+"""trimtab doctor and papers: reports about this machine and about the project."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from trimtab import __version__, kernels
+from trimtab.papers import load_papers
+
+
+def test_a_healthy_machine(trimtab, monkeypatch):
+    monkeypatch.delenv("TRIMTAB_BACKEND", raising=False)
+    result = trimtab("doctor", "--json")
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
+    assert report["ok"]
+    assert report["versions"]["trimtab"] == __version__
+    assert [row["kernel"] for row in report["kernels"]] == kernels.operations()
+    assert {row["back_end"] for row in report["kernels"]} == {"numba"}
+    assert report["threads"]["used"] == kernels.num_threads()
+    assert "yes: everything that is needed works" in trimtab("doctor").stdout
+
+
+def test_warm_compiles_every_kernel(trimtab, monkeypatch):
+    monkeypatch.delenv("TRIMTAB_BACKEND", raising=False)
+    report = json.loads(trimtab("doctor", "--warm", "--json").stdout)
+    assert all(row["seconds"] is not None for row in report["kernels"])
+    assert all("the fastest there is" in row["note"] for row in report["kernels"])
+
+
+def test_why_another_back_end_runs(trimtab, monkeypatch):
+    monkeypatch.setenv("TRIMTAB_BACKEND", "ref")
+    monkeypatch.setenv("TRIMTAB_NUM_THREADS", "3")
+    report = json.loads(trimtab("doctor", "--json").stdout)
+    assert {(row["back_end"], row["note"]) for row in report["kernels"]} == {("ref", "TRIMTAB_BACKEND asks for it")}
+    assert report["threads"] == {"used": 3, "set_by": "TRIMTAB_NUM_THREADS"}
+
+
+def test_what_does_not_work_is_a_no(trimtab, monkeypatch):
+    monkeypatch.setenv("TRIMTAB_BACKEND", "cuda")
+    result = trimtab("doctor")
+    assert result.exit_code == 1
+    assert "no: kernel" in result.stdout
+    assert "unknown back end 'cuda'" in result.stdout
+
+
+@pytest.mark.parametrize("broken", ["numba", "xxhash", "numpy"])
+def test_a_missing_package_is_told(broken, tmp_path):
+    (tmp_path / f"{broken}.py").write_text(f"raise ModuleNotFoundError('No module of that name', name={broken!r})")
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    env.pop("TRIMTAB_BACKEND", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "trimtab", "doctor", "--warm"], capture_output=True, text=True, env=env
+    )
+    assert f"no: {broken} does not import (No module of that name); pip install {broken}" in done.stdout
+    assert done.stderr == ""
+    assert done.returncode == 1
+
+
+def test_papers(trimtab):
+    result = trimtab("papers")
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == 2 + len(load_papers())
+    listed = json.loads(trimtab("papers", "--json").stdout)
+    assert [paper["number"] for paper in listed] == [paper.number for paper in load_papers()]

@@ -1,0 +1,82 @@
+"""Peak memory of pack, unpack and verify: twice the largest array and a reserve, whatever the size of the file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trimtab.sources import Spec, create_target
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kB on Linux only")
+RESERVE = {".pt": 500 * 10**6}  # the code of PyTorch alone takes 180 MB
+
+MEASURE = """
+import json, resource, subprocess, sys
+done = subprocess.run([sys.executable, "-m", "trimtab", *sys.argv[1:]], capture_output=True, text=True)
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+print(json.dumps([done.returncode, done.stderr, peak]))
+"""
+
+
+def peak_bytes(*args: object) -> int:
+    """Return the peak resident memory of ``trimtab ARGS``."""
+    done = subprocess.run([sys.executable, "-c", MEASURE, *map(str, args)], capture_output=True, text=True, check=True)
+    status, talk, peak = json.loads(done.stdout)
+    assert status == 0, talk
+    return peak
+
+
+def write(path: Path, num_arrays: int, num_elements: int) -> Path:
+    """Write float32 arrays as trained weights have them."""
+    rng = np.random.default_rng(0)
+    names = [f"layer.{i}" for i in range(num_arrays)]
+    with create_target(path, {name: Spec("float32", (num_elements // 1000, 1000)) for name in names}, {}) as target:
+        for name in names:
+            x = rng.standard_normal(num_elements, dtype=np.float32)
+            target.add(name, (0.02 * x).reshape(-1, 1000))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt", ".h5", ".zarr"])
+def test_a_file_much_larger_than_its_arrays(tmp_path, suffix):
+    source, packed, back = tmp_path / f"a{suffix}", tmp_path / "a.tt", tmp_path / f"b{suffix}"
+    write(source, num_arrays=40, num_elements=5_000_000)  # 800 MB in arrays of 20 MB
+    limit = 2 * 20_000_000 + RESERVE.get(suffix, 300 * 10**6)
+    assert peak_bytes("pack", source, packed) < limit
+    assert peak_bytes("verify", packed, "--against", source) < limit
+    assert peak_bytes("unpack", packed, back) < limit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".pt"])
+@pytest.mark.parametrize("flags", [[], ["--rel", "1e-3"]])
+def test_one_large_array(tmp_path, suffix, flags):
+    source, packed, back = tmp_path / f"a{suffix}", tmp_path / "a.tt", tmp_path / f"b{suffix}"
+    write(source, num_arrays=1, num_elements=105_000_000)
+    limit = 2 * 420_000_000 + RESERVE.get(suffix, 300 * 10**6)
+    assert peak_bytes("pack", source, packed, *flags) < limit
+    assert peak_bytes("verify", packed, "--against", source) < limit
+    assert peak_bytes("unpack", packed, back) < limit
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    peaks = []
+    for num_arrays in (2, 20):  # of 4 MB
+        source, packed = (
+            write(tmp_path / f"{num_arrays}.safetensors", num_arrays, 1_000_000),
+            tmp_path / f"{num_arrays}.tt",
+        )
+        peaks.append(
+            (
+                peak_bytes("pack", source, packed, "--codec", "raw"),
+                peak_bytes("unpack", packed, tmp_path / f"{num_arrays}.npz"),
+            )
+        )
+    for small, large in zip(*peaks, strict=True):
+        assert large < small + 30_000_000
