@@ -24,10 +24,6 @@ def header(**changes) -> Header:
         ({"shape": (1,) * 65}, "65 axes"),
         ({"shape": (2**61, 2)}, "does not fit in memory"),
         ({"shape": (2**61, 0, 2)}, "does not fit in memory"),  # NumPy refuses such empty arrays too
-        ({"tile": (3,)}, "does not fit shape"),
-        ({"tile": (3, 0)}, "does not fit shape"),
-        ({"tile": (1, 1)}, "12 tiles"),
-        ({"shape": (2**40,), "dtype": "uint8", "tile": (1,)}, "tiles are too many"),
     ],
 )
 def test_headers_refuse_nonsense(changes, message):
@@ -36,28 +32,9 @@ def test_headers_refuse_nonsense(changes, message):
 
 
 def test_sizes_beyond_four_gib_are_exact():
-    large = header(shape=(3, 2**31, 5), tile=(1, 2**22, 5))
+    large = header(shape=(3, 2**31, 5))
     assert large.num_elements == 15 * 2**31
     assert large.num_bytes == 60 * 2**31
-    pieces = large.pieces()
-    assert len(pieces) == large.num_pieces == 3 * 2**9
-    assert pieces[-1] == (slice(2, 3), slice(2**31 - 2**22, 2**31), slice(0, 5))
-
-
-def test_pieces_cover_every_element_once():
-    tiled = header(shape=(100, 130, 7), tile=(64, 64, 8))
-    count = np.zeros(tiled.shape, int)
-    for piece in tiled.pieces():
-        count[piece] += 1
-    assert (count == 1).all()
-    assert len(tiled.pieces()) == tiled.num_pieces == 6
-
-
-@pytest.mark.parametrize("tile", [None, (1, 1)])
-def test_an_empty_array_is_one_piece(tile):
-    empty = header(shape=(0, 2**50), tile=tile)
-    assert empty.num_pieces == len(empty.pieces()) == 1
-    assert np.empty(empty.shape, "u1")[empty.pieces()[0]].size == 0
 
 
 def test_digest_is_of_the_elements_in_c_order():

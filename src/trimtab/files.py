@@ -44,7 +44,6 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     dtype: str
     shape: tuple[Count, ...]
     params: dict[str, Any] = {}
-    tile: tuple[Count, ...] | None = None
     buffers: tuple[str, ...]
     checksum: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 
@@ -107,7 +106,6 @@ class _Layout:
             dtype=header.dtype,
             shape=header.shape,
             params=header.params,
-            tile=header.tile,
             buffers=tuple(packed.buffers),
             checksum=checksum,
         )
@@ -261,7 +259,6 @@ class Reader:
                 dtype=entry.dtype,
                 shape=entry.shape,
                 params=entry.params,
-                tile=entry.tile,
             )
         except (IndexError, ValueError) as error:
             raise Corrupt(f"bad entry {name!r}: {error}") from None

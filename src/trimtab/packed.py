@@ -6,7 +6,6 @@ the forward and the backward pass.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +22,6 @@ from trimtab.errors import Corrupt, ShapeError
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """A size, length or count: not negative, and fits in 64 bits."""
 
-_MIN_TILE = 4096  # elements in a tile on average: a hostile file cannot ask for more pieces than its array is worth
-
 Params = TypeVar("Params", bound=msgspec.Struct)
 
 
@@ -32,8 +29,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What a decoder has to know beside the buffers.
 
     `codec` is the codec struct as plain data (its ``id`` and settings), `params` the numbers that the
-    encoder chose for this one array. `tile` is the shape of the pieces that were packed independently of each
-    other, or None where the array is one piece.
+    encoder chose for this one array.
     """
 
     codec: dict[str, Any]
@@ -41,7 +37,6 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     dtype: str
     shape: tuple[Count, ...]
     params: dict[str, Any] = {}
-    tile: tuple[Count, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in NAMES:
@@ -50,10 +45,6 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError(f"{len(self.shape)} axes; at most 64 are possible")
         if math.prod(n for n in self.shape if n) * numpy_dtype(self.dtype).itemsize > 2**62:
             raise ValueError(f"shape {list(self.shape)} does not fit in memory")
-        if self.tile is not None and (len(self.tile) != len(self.shape) or 0 in self.tile):
-            raise ValueError(f"tile {list(self.tile)} does not fit shape {list(self.shape)}")
-        if self.num_pieces > 1 + self.num_elements // _MIN_TILE:
-            raise ValueError(f"{self.num_pieces} tiles are too many for shape {list(self.shape)}")
 
     @property
     def num_elements(self) -> int:
@@ -63,22 +54,6 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def num_bytes(self) -> int:
         """Size of the decoded array in bytes."""
         return self.num_elements * numpy_dtype(self.dtype).itemsize
-
-    @property
-    def num_pieces(self) -> int:
-        if self.tile is None or self.num_elements == 0:
-            return 1
-        return math.prod(-(-n // edge) for n, edge in zip(self.shape, self.tile, strict=True))
-
-    def pieces(self) -> list[tuple[slice, ...]]:
-        """Return where the tiles lie, in C order of the tile grid; tiles at the far ends are cut off."""
-        if self.tile is None or self.num_elements == 0:
-            return [tuple(slice(0, n) for n in self.shape)]
-        starts = [range(0, n, edge) for n, edge in zip(self.shape, self.tile, strict=True)]
-        cells = itertools.product(*starts)
-        return [
-            tuple(slice(a, min(a + e, n)) for a, e, n in zip(at, self.tile, self.shape, strict=True)) for at in cells
-        ]
 
 
 def digest(piece: np.ndarray) -> int:
@@ -91,7 +66,7 @@ def digest(piece: np.ndarray) -> int:
 class Packed:
     """An encoded array: a `Header` and its buffers (1-D, contiguous, little-endian).
 
-    `digests` are the XXH3-64 digests of the decoded pieces, where the codec has decoded them to verify itself.
+    A codec that loses something adds the `digests` of what a decoder will return, piece by piece (`Codec.pieces`).
     """
 
     header: Header

@@ -148,11 +148,7 @@ def encode(x: np.ndarray, bound: Bound = Lossless(), codec: Codec | None = None)
     if codec is None:
         codec = ENEC() if isinstance(bound, Lossless) or dtype_name(x.dtype) not in FLOATS else SZ()
     packed = codec.encode(x, bound)
-    digests = packed.digests
-    if digests is None:
-        y = x if isinstance(packed.header.bound, Lossless) else decode_packed(packed)
-        digests = [digest(y[piece]) for piece in packed.header.pieces()]
-    return packed, checksum(digests)
+    return packed, checksum(packed.digests or [digest(x)])
 
 
 def decode(reader: Reader, name: str, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -160,24 +156,17 @@ def decode(reader: Reader, name: str, *, out: np.ndarray | None = None) -> np.nd
 
     Raises:
         Corrupt: the buffers or the decoded elements are not those that were written.
+        NewerVersion: this version has no such codec.
     """
-    y = decode_packed(reader.packed(name), out=out)
-    if checksum([digest(y[piece]) for piece in reader.header(name).pieces()]) != reader.checksum(name):
-        raise Corrupt(f"the checksum of entry {name!r} does not match: the file was damaged")
-    return y
-
-
-def decode_packed(packed: Packed, *, out: np.ndarray | None = None) -> np.ndarray:
-    """Decode with the codec that the header names.
-
-    Raises:
-        FormatError: the buffers are damaged, or this version has no such codec.
-    """
+    packed = reader.packed(name)
     try:
         codec = make_codec(packed.header.codec)
     except UnknownCodec as error:
         raise NewerVersion(str(error)) from None
-    return codec.decode(packed, out=out)
+    y = codec.decode(packed, out=out)
+    if checksum([digest(piece) for piece in codec.pieces(y)]) != reader.checksum(name):
+        raise Corrupt(f"the checksum of entry {name!r} does not match: the file was damaged")
+    return y
 
 
 def for_dtype(dtype: np.dtype, bound: Bound, codec: Codec | None) -> tuple[Bound, Codec | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import msgspec
@@ -25,6 +25,10 @@ class Codec(Protocol):
     def encode(self, x: np.ndarray, bound: Bound = Lossless()) -> Packed: ...
 
     def decode(self, packed: Packed, *, out: np.ndarray | None = None) -> np.ndarray: ...
+
+    def pieces(self, y: np.ndarray) -> Iterable[np.ndarray]:
+        """Return the parts of a decoded array that were packed on their own, in order: checksums are made over them."""
+        ...
 
 
 _CLASSES = {"raw": "trimtab.codecs.raw:Raw", "enec": "trimtab.codecs.enec:ENEC", "sz": "trimtab.codecs.sz:SZ"}

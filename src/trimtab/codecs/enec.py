@@ -149,3 +149,7 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if target is not flat:
             flat[...] = target
         return y
+
+    def pieces(self, y: np.ndarray) -> list[np.ndarray]:
+        """Return the array as its only piece."""
+        return [y]

@@ -15,7 +15,7 @@ from trimtab.packed import Packed
 CHUNK = 1 << 18
 """Elements that are coded on their own, a multiple of the kernel's block."""
 
-_CHUNKS_A_THREAD = 4  # chunks that one thread takes at a time: about half a millisecond of work
+_CHUNKS_A_THREAD = 8  # chunks that one thread takes at a time: about a millisecond of work
 _MAX_LISTED = 15
 _Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 _Width = Annotated[int, msgspec.Meta(ge=2, le=4)]

@@ -223,7 +223,7 @@ def encode_block(tokens, back, out):
                 # state + low half has the width above bit 16; the high half leads to the following state
                 steps[128 * c + t] = (c * _SIZE + begin - share) << 32 | ((most << 16) - (share << most)) & 0xFFFFFFFF
             begin += share
-        for slot in range(_SIZE):
+        for slot in range(begin):  # none in a context that never occurs
             t = slots[slot]
             next_states[c, begins[t]] = np.uint16(_SIZE + slot)
             begins[t] += 1

@@ -29,8 +29,175 @@ import numpy as np
 TABLE_BITS = 11
 MAX_CONTEXTS = 8
 NUM_TOKENS = 124
+_SIZE = 1 << TABLE_BITS
+_STEP = 1283
 
 
 def max_block_size(num_tokens: int) -> int:
     """Return how many bytes a block of `num_tokens` tokens may take at most, with room to write in words."""
     return num_tokens * TABLE_BITS // 8 + MAX_CONTEXTS * (NUM_TOKENS * 3 + 2) + 64
+
+
+def encode_block(tokens: np.ndarray, back: int, out: np.ndarray) -> int:
+    """Encode `tokens` (uint8[rows, n], each below `NUM_TOKENS`) into `out` (uint8) and return the block's size.
+
+    `out` holds at least `max_block_size(tokens.size)` bytes; bytes of `out` after the block may be overwritten.
+    """
+    activities = [_activities(tokens, r, back) for r in range(len(tokens))]
+    thresholds = _choose_thresholds(tokens, activities)
+    contexts = [np.searchsorted(thresholds, row, side="right") for row in activities]
+    text, tables = "", []
+    for c in range(len(thresholds) + 1):
+        counts = np.zeros(NUM_TOKENS, np.int64)
+        for row, places in zip(tokens, contexts, strict=True):
+            counts += np.bincount(row[places == c], minlength=NUM_TOKENS)
+        shares = _normalise(counts)
+        tables.append({(token, n): slot for slot, (token, n) in enumerate(_slots(shares))})
+        text += _pack_shares(shares)
+        tables[-1] |= {("share", token): share for token, share in enumerate(shares)}
+    states, shed = [0] * 8, []
+    for r in range(len(tokens) - 1, -1, -1):
+        for k in range(tokens.shape[1] - 1, -1, -1):
+            table, token = tables[contexts[r][k]], int(tokens[r, k])
+            n, width = states[k % 8] + _SIZE, 0
+            while n >= 2 * table["share", token]:
+                n, width = n >> 1, width + 1
+            if width:
+                shed.append(format(states[k % 8] + _SIZE, "b")[-width:][::-1])
+            states[k % 8] = table[token, n]
+    stream = "".join(reversed(shed))
+    skip = -len(stream) % 8
+    block = bytes([len(thresholds) + 1, *thresholds]) + _bytes(text) + bytes([skip])
+    block += np.array(states, "<u2").tobytes() + _bytes("0" * skip + stream).ljust(8, b"\0")
+    out[: len(block)] = np.frombuffer(block, np.uint8)
+    return len(block)
+
+
+def decode_block(block: np.ndarray, back: int, tokens: np.ndarray) -> int:
+    """Fill `tokens` (uint8[rows, n]) from `block` (uint8, exactly one block); return 0, or -1 if it is corrupt."""
+    num_contexts = int(block[0]) if block.size else 0
+    if not 1 <= num_contexts <= MAX_CONTEXTS or block.size < num_contexts:
+        return -1
+    thresholds = block[1:num_contexts]
+    bits = "".join(map(str, np.unpackbits(block[num_contexts:], bitorder="little")))
+    at, tables = 0, []
+    for _ in range(num_contexts):
+        at, shares = _unpack_shares(bits, at)
+        if shares is None:
+            return -1
+        tables.append(_slots(shares))
+    head = num_contexts + (at + 7) // 8
+    if block.size < head + 25 or block[head] > 7:
+        return -1
+    states = block[head + 1 : head + 17].copy().view("<u2").astype(int).tolist()
+    if max(states) >= _SIZE:
+        return -1
+    stream = bits[8 * (head + 17 - num_contexts) :] + "0" * TABLE_BITS
+    at = int(block[head])
+    for r in range(len(tokens)):
+        # a threshold is reached or not on its own: hostile ones may be out of order
+        contexts = (_activities(tokens, r, back)[:, None] >= thresholds).sum(axis=1)
+        for k, c in enumerate(contexts):
+            token, n = tables[c][states[k % 8]]
+            width = TABLE_BITS + 1 - n.bit_length()
+            states[k % 8] = (n << width) - _SIZE + int(stream[at : at + width][::-1] or "0", 2)
+            at += width
+            tokens[r, k] = token
+            if at > len(stream):
+                return -1
+    return 0 if not any(states) and block.size == head + 17 + max((at + 7) // 8, 8) else -1
+
+
+def _activities(tokens: np.ndarray, r: int, back: int) -> np.ndarray:
+    if r == 0:
+        return np.zeros(tokens.shape[1], np.uint8)
+    above = np.pad(np.minimum(tokens[r - 1], 42), 1, mode="edge") if tokens.shape[1] else np.zeros(2, np.uint8)
+    behind = np.minimum(tokens[r - back if r >= back else r - 1], 42)
+    return 2 * above[1:-1] + above[:-2] + above[2:] + 2 * behind
+
+
+def _choose_thresholds(tokens: np.ndarray, activities: list[np.ndarray]) -> list[int]:
+    """Split the activities into contexts of like weight, judged on every eighth row of a big block."""
+    rows = range(0, len(tokens), 8 if len(tokens) >= 64 else 1)
+    weights = np.zeros(256, np.int64)
+    active = 0
+    for r in rows:
+        # places that are almost surely zero are many and cheap
+        weights += np.bincount(activities[r], minlength=256)
+        weights += 32 * np.bincount(activities[r][tokens[r] > 0], minlength=256)
+        active += np.count_nonzero(tokens[r])
+    active = active * tokens.size // max(len(rows) * tokens.shape[1], 1)
+    wanted = 1 if active < 1000 else 4 if active < 16000 else MAX_CONTEXTS
+    thresholds: list[int] = []
+    total, passed = int(weights.sum()), 0
+    for s in range(255):
+        passed += int(weights[s])
+        num = len(thresholds) + 1
+        if num < wanted and weights[s] > 0 and passed * wanted >= num * total and passed < total:
+            thresholds.append(s + 1)
+    return thresholds
+
+
+def _normalise(counts: np.ndarray) -> list[int]:
+    """Scale counts to shares that sum to the table size, none of a present token below 1."""
+    total = int(counts.sum())
+    shares = [max(1, (int(n) * _SIZE + total // 2) // total) if n else 0 for n in counts]
+    present = [token for token, n in enumerate(counts) if n]
+    while present and sum(shares) < _SIZE:  # one slot more to the token that gains most
+        shares[max(present, key=lambda t: counts[t] / (2.0 * shares[t] + 1.0))] += 1
+    while sum(shares) > _SIZE:  # one slot less to the token that loses least
+        shares[min((t for t in present if shares[t] > 1), key=lambda t: counts[t] / (2.0 * shares[t] - 1.0))] -= 1
+    return shares
+
+
+def _slots(shares: list[int]) -> list[tuple[int, int]]:
+    """Return for each slot of a table its token and the slot's number n among those of the token."""
+    dealt = [0] * _SIZE
+    at = 0
+    for token, share in enumerate(shares):
+        for _ in range(share):
+            dealt[at] = token
+            at = (at + _STEP) % _SIZE
+    numbers = list(shares)
+    slots = []
+    for token in dealt:
+        slots.append((token, numbers[token]))
+        numbers[token] += 1
+    return slots
+
+
+def _pack_shares(shares: list[int]) -> str:
+    last = max((token + 1 for token, share in enumerate(shares) if share), default=0)
+    text = _lowest_first(last, 7)
+    for share in shares[:last]:
+        width = (share + 1).bit_length() - 1
+        text += "0" * width + "1" + _lowest_first(share + 1 - (1 << width), width)
+    return text
+
+
+def _unpack_shares(bits: str, at: int) -> tuple[int, list[int] | None]:
+    if at + 7 > len(bits):
+        return at, None
+    last = int(bits[at : at + 7][::-1], 2)
+    at += 7
+    shares = []
+    for _ in range(last):
+        width = 0
+        while width <= TABLE_BITS and bits[at + width : at + width + 1] == "0":
+            width += 1
+        if width > TABLE_BITS or at + 2 * width + 1 > len(bits):
+            return at, None
+        shares.append((1 << width) + int(bits[at + width + 1 : at + 2 * width + 1][::-1] or "0", 2) - 1)
+        at += 2 * width + 1
+    if not shares or sum(shares) == 0:
+        shares = [_SIZE]
+    return at, shares if last <= NUM_TOKENS and sum(shares) == _SIZE else None
+
+
+def _lowest_first(value: int, width: int) -> str:
+    return format(value, f"0{width}b")[::-1] if width else ""
+
+
+def _bytes(text: str) -> bytes:
+    """Return a text of bits, lowest first, as bytes."""
+    return np.packbits(np.frombuffer(text.encode(), np.uint8) - ord("0"), bitorder="little").tobytes()

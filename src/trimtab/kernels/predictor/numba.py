@@ -22,7 +22,6 @@ _BLOCK = 2048
 _EDGES = types.Array(types.int64, 1, "C", readonly=True)
 _TAPS = np.array(TAPS, np.int32)
 _MAX_TAPS = 2 + (len(TAPS) - 2 + 3) // 4 * 4
-_NUM_BANDS = NUM_BANDS
 _inline = numba.njit(forceinline=True, boundscheck=False, error_model="numpy")
 i32, u64 = np.int32, np.uint64
 
