@@ -35,7 +35,8 @@ def encode_planes(x: np.ndarray) -> tuple[PlaneParams, dict[str, np.ndarray]]:
     num_planes = words.itemsize
     num_chunks = -(-words.size // CHUNK)
     table = np.empty((num_chunks, num_planes), "<u4")
-    pieces: list[np.ndarray] = [words] * num_chunks
+    room = num_planes * CHUNK
+    stream = np.empty(table.nbytes + words.nbytes, np.uint8)  # no block is larger than its plane
 
     def encode_chunks(group: int) -> None:
         for i in range(group * _CHUNKS_A_THREAD, min((group + 1) * _CHUNKS_A_THREAD, num_chunks)):
@@ -50,10 +51,17 @@ def encode_planes(x: np.ndarray) -> tuple[PlaneParams, dict[str, np.ndarray]]:
                 size = _encode_plane(huffman, plane, blocks[used:])
                 table[i, k] = size
                 used += size
-            pieces[i] = blocks[:used] if num_chunks == 1 else blocks[:used].copy()  # lets the rest of `blocks` go
+            stream[table.nbytes + i * room :][:used] = blocks[:used]
 
     kernels.for_each(encode_chunks, -(-num_chunks // _CHUNKS_A_THREAD))
-    return PlaneParams(), {"planes": np.concatenate([table.view(np.uint8).reshape(-1), *pieces])}
+    stream[: table.nbytes] = table.view(np.uint8).reshape(-1)
+    end = table.nbytes
+    for i, size in enumerate(table.sum(axis=1).tolist()):  # moved together in place: a list of pieces would be a copy
+        start = table.nbytes + i * room
+        stream[end : end + size] = stream[start : start + size]
+        end += size
+    stream.resize(end, refcheck=False)
+    return PlaneParams(), {"planes": stream}
 
 
 def planes_decoder(packed: Packed) -> Callable[[np.ndarray], None]:

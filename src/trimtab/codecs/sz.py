@@ -1,10 +1,56 @@
-"""SZ: error-bounded lossy arrays by dual quantisation, linear prediction and context coding."""
+"""SZ: arrays within an error bound (SZ: Di and Cappello, IPDPS 2016; dual quantisation: Tian et al., cuSZ, PACT 2020).
+
+Elements become integers first, so that prediction is exact and its decoder a running sum: the integers are predicted from
+their neighbours, and what remains is coded in contexts. Every element is decoded once while encoding; those that miss
+the bound, NaN and infinities are kept as they are. Differences from the published SZ family:
+
+- weights of up to 22 neighbours are fitted to each tile by least squares, where SZ takes Lorenzo prediction or regression
+  over blocks; Lorenzo stays in where it is as good;
+- tabled asymmetric numeral systems with contexts, where SZ takes Huffman coding and zstd: they do not stop at a bit a value;
+- where a sample of the elements are whole multiples of a power of two that is at least twice the bound (integers kept as
+  floats, say), that is the step, and nothing is lost;
+- PSNR is measured and the step corrected, where SZ relies on an assumed distribution of errors;
+- the point-wise relative bound quantises log2 of the magnitude.
+
+The entry
+=========
+Arrays below 64 elements, and those that would not shrink by a tenth, are stored by codec "enec" (or "raw").
+Numbers are little-endian. params: ``scale``, "linear" or "log2", and ``step``, a positive float64.
+
+The array is folded and cut into tiles (`trimtab.codecs.tiling`): axes of length 1 vanish; a last axis shorter than 16
+joins the one before it, and its length is the lane (else 1); leading axes join until three are left. The axis with the
+longest part, the first of several, is halved until no part of the array has more than 2^21 elements; part i of n of an
+axis of length N is i N // n to (i + 1) N // n. Tiles come in C order. A tile of one axis and n elements stands in
+ceil(n / 256) rows of ceil(n / rows) elements, the last one filled up with anything; else a row is the last axis, and
+a plane the last two of three.
+
+- ``tiles``: for each tile a uint64, the bytes of its payload.
+- ``data``: the payloads, one after another. A payload:
+
+  - uint8 shift (at most 16); seven uint32: bytes of the token block B, bytes of the extra bits E, number of outliers K,
+    bytes of the gaps, of the values, of the signs and of the zeros
+  - the weights, int16: 2, 9 or 22 for a tile of one, two or three axes (`trimtab.kernels.predictor` defines the taps,
+    the bands and the order of decoding)
+  - B bytes: the tokens of all rows (`trimtab.kernels.ans`; ``back`` is the rows in a plane with three axes, else 2)
+  - E bytes: extra bits (`trimtab.kernels.tokens` defines how both give the residuals, in C order)
+  - gaps: K uint32, the first outlier's position in the tile in C order, then differences to the one before
+  - values: K elements as they are
+  - signs, zeros: with scale "log2", bitmaps of the tile in C order, most significant bit first, padded to a byte; absent
+    where no bit is set
+
+  Gaps, values, signs and zeros are each a zstd frame that states its content size; they have no bytes where they are empty.
+
+With q an integer of the tile, an element is q x step in float64, rounded to the array's dtype, for 2-byte dtypes by way
+of float32. With scale "log2" it is 2^(q step) (`trimtab.kernels.quantiser` defines this to the bit), rounded likewise
+to float32 or float64, then zero where its bit in zeros is set, then negated where that in signs is set, then rounded
+to a 2-byte dtype. Outliers are put in last.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import msgspec
 import numpy as np
@@ -41,9 +87,17 @@ class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
 
     @np.errstate(invalid="ignore")  # signalling NaN only pass through
     def encode(self, x: np.ndarray, bound: Bound = Lossless()) -> Packed:
+        """Pack a float16, bfloat16, float32 or float64 array of any shape and strides.
+
+        Raises:
+            BoundError: `bound` is lossless.
+            ShapeError: the dtype is none of these.
+        """
         name = dtype_name(x.dtype)
         if isinstance(bound, Lossless):
-            raise BoundError("SZ is lossy and cannot promise Lossless() at $.bound; use codec ENEC for lossless packing")
+            raise BoundError(
+                "SZ is lossy and cannot promise Lossless() at $.bound; use codec ENEC for lossless packing"
+            )
         if name not in FLOATS:
             raise ShapeError(
                 f"SZ packs {', '.join(FLOATS)}, got {name}; convert with astype(), or pack it without loss (codec ENEC)"
@@ -56,19 +110,26 @@ class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
         fold = Fold.of(x.shape)
         tiles = fold.tiles()
         for params, limit, largest in _plans(flat, wide, tiles, bound):
-            payloads = _encode_tiles(flat, wide, tiles, params, limit, largest)
-            if payloads is None:
+            encoded = _encode_tiles(flat, wide, tiles, params, limit, largest)
+            if encoded is None:
                 continue
+            payloads, digests = encoded
             sizes = np.array([payload.size for payload in payloads], np.uint64)
             if sizes.sum() + sizes.nbytes >= 0.9 * flat.nbytes:
                 break
             header = Header(
                 codec=describe(self), bound=bound, dtype=name, shape=x.shape, params=msgspec.to_builtins(params)
             )
-            return Packed(header, {"tiles": sizes, "data": np.concatenate(payloads)})
+            return Packed(header, {"tiles": sizes, "data": np.concatenate(payloads)}, digests)
         return lossless.encode(x, bound)
 
     def decode(self, packed: Packed, *, out: np.ndarray | None = None) -> np.ndarray:
+        """Return the array; every machine, back end and number of threads gives the same bits.
+
+        Raises:
+            Corrupt: the buffers or params contradict themselves or the header.
+            ShapeError: `out` does not fit.
+        """
         header = packed.header
         if header.dtype not in FLOATS:
             raise Corrupt(f"codec sz cannot hold {header.dtype}; expected one of {', '.join(FLOATS)}")
@@ -92,6 +153,11 @@ class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
         kernels.for_each(decode_tile, len(tiles))
         return y
 
+    def pieces(self, y: np.ndarray) -> list[np.ndarray]:
+        """Return the tiles of an array."""
+        flat = y.reshape(-1)
+        return [tile.view(flat) for tile in Fold.of(y.shape).tiles()]
+
 
 def _working(name: str) -> np.dtype:
     """Return the dtype that arrays of dtype `name` are quantised in."""
@@ -100,17 +166,23 @@ def _working(name: str) -> np.dtype:
 
 def _encode_tiles(
     flat: np.ndarray, wide: np.ndarray, tiles: list[Tile], params: _Params, limit: float, largest: int
-) -> list[np.ndarray] | None:
-    """Return the payload of every tile, or None if too many elements do not fit the plan."""
-    payloads: list[np.ndarray | None] = [None] * len(tiles)
+) -> tuple[list[np.ndarray], list[int]] | None:
+    """Return the payloads and the digests of all tiles, or None if too many elements do not fit the plan."""
+    payloads, digests = [np.empty(0, np.uint8)] * len(tiles), [0] * len(tiles)
+    failed = False
 
     def encode_tile(index: int) -> None:
-        coder = TileCoder(tiles[index], params.scale, params.step, wide.dtype)
-        payloads[index] = coder.encode(flat, wide, limit, largest)
+        nonlocal failed
+        if failed:
+            return
+        encoded = TileCoder(tiles[index], params.scale, params.step, wide.dtype).encode(flat, wide, limit, largest)
+        if encoded is None:
+            failed = True
+        else:
+            payloads[index], digests[index] = encoded
 
     kernels.for_each(encode_tile, len(tiles))
-    whole = [payload for payload in payloads if payload is not None]
-    return whole if len(whole) == len(tiles) else None
+    return None if failed else (payloads, digests)
 
 
 def _plans(flat: np.ndarray, wide: np.ndarray, tiles: list[Tile], bound: Bound) -> Iterator[tuple[_Params, float, int]]:
@@ -119,7 +191,9 @@ def _plans(flat: np.ndarray, wide: np.ndarray, tiles: list[Tile], bound: Bound) 
     if low > high or not math.isfinite(high - low):
         return
     largest = max(abs(low), abs(high))
-    ulp = math.ldexp(1.0, max(math.frexp(largest)[1], _MIN_EXPONENTS[flat.dtype.name]) - _SIGNIFICANT_BITS[flat.dtype.name])
+    ulp = math.ldexp(
+        1.0, max(math.frexp(largest)[1], _MIN_EXPONENTS[flat.dtype.name]) - _SIGNIFICANT_BITS[flat.dtype.name]
+    )
     if isinstance(bound, PointwiseRel):
         margin = bound.value - math.ldexp(1.0, -_SIGNIFICANT_BITS[flat.dtype.name])
         if margin > 0:

@@ -14,6 +14,7 @@ from trimtab.codecs.prediction import fit
 from trimtab.codecs.tiling import Tile
 from trimtab.errors import Corrupt
 from trimtab.kernels.predictor.ref import NUM_TAPS
+from trimtab.packed import digest
 
 Scale = Literal["linear", "log2"]
 """What the quantiser's integers are uniform in: the values, or the logarithms of their magnitudes."""
@@ -31,8 +32,8 @@ class TileCoder:
     step: float
     dtype: np.dtype
 
-    def encode(self, flat: np.ndarray, wide: np.ndarray, limit: float, largest: int) -> np.ndarray | None:
-        """Return the payload (uint8), or None if too many finite elements miss the limit.
+    def encode(self, flat: np.ndarray, wide: np.ndarray, limit: float, largest: int) -> tuple[np.ndarray, int] | None:
+        """Return the payload (uint8) and the digest of what it decodes to, or None if too many finite elements miss the limit.
 
         `flat` is the whole array in C order, `wide` the same in the working dtype. No integer that
         an element quantises to exceeds `largest` in magnitude.
@@ -42,6 +43,8 @@ class TileCoder:
         values = tile.take(flat, outliers)
         if outliers.size > tile.num_elements // 64 and np.isfinite(values).sum() > tile.num_elements // 64:
             return None
+        y = self._stand_in(q, signs, zeros, flat.dtype)
+        y[outliers] = values
         predictor = kernels.load("predictor")
         edges = predictor.band_edges(tile.num_rows, tile.rows_per_plane)
         predictor.fill_margins(q, edges, tile.rows_per_plane, tile.lane, tile.linear)
@@ -58,7 +61,7 @@ class TileCoder:
         packed = [_deflate(section) for section in (gaps, values, signs, zeros)]
         head = _HEAD.pack(shift, block_size, extra_size, outliers.size, *map(len, packed))
         sections = [head + weights.astype("<i2").tobytes(), block[:block_size], extra[:extra_size], *packed]
-        return np.concatenate([np.frombuffer(section, np.uint8) for section in sections])
+        return np.concatenate([np.frombuffer(section, np.uint8) for section in sections]), digest(y)
 
     def decode(self, payload: np.ndarray, flat: np.ndarray) -> None:
         """Write the tile's elements into `flat`, the whole array in C order.
@@ -122,7 +125,15 @@ class TileCoder:
         exact = x.astype(np.float64)
         signs = zeros = _NO_MASK
         if self.scale == "linear":
-            quantise(np.ascontiguousarray(tile.view(wide)).reshape(-1), tile.local_starts(), self.step, limit, tile.margin, q, outliers)
+            quantise(
+                np.ascontiguousarray(tile.view(wide)).reshape(-1),
+                tile.local_starts(),
+                self.step,
+                limit,
+                tile.margin,
+                q,
+                outliers,
+            )
             allowed: np.ndarray | float = limit
         else:
             with np.errstate(divide="ignore"):

@@ -46,7 +46,7 @@ def for_each(work: Callable[[int], None], count: int) -> None:
 
     The pool lives for one call, so that a later ``fork()`` finds no threads of ours.
     """
-    workers = min(num_threads(), count)
+    workers = min(num_threads(), count) if count > 1 else 1
     if workers <= 1:
         for index in range(count):
             work(index)

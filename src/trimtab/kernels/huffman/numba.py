@@ -21,7 +21,16 @@ from trimtab.kernels.huffman.ref import (
 from trimtab.kernels.jit import kernel
 from trimtab.kernels.words import load64, store64
 
-__all__ = ["MAX_LENGTH", "NUM_STREAMS", "code_lengths", "coded_bits", "decode_block", "encode_block", "histogram", "max_block_size"]
+__all__ = [
+    "MAX_LENGTH",
+    "NUM_STREAMS",
+    "code_lengths",
+    "coded_bits",
+    "decode_block",
+    "encode_block",
+    "histogram",
+    "max_block_size",
+]
 
 _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 _COUNTS = types.Array(types.int64, 1, "C", readonly=True)
@@ -299,7 +308,9 @@ def decode_block(block, out):
     base, limit = types.uintp(block.ctypes.data), u64(block.size - 8)
     per = (out.size + 7) // 8
     last = max(out.size - 7 * per, 0)
-    whole = max(last - 3, 0) // 5 * 5  # a store writes three bytes too many, which must stay within the stream's own part
+    whole = (
+        max(last - 3, 0) // 5 * 5
+    )  # a store writes three bytes too many, which must stay within the stream's own part
     p0, p1, p2, p3 = positions[0], positions[1], positions[2], positions[3]
     p4, p5, p6, p7 = positions[4], positions[5], positions[6], positions[7]
     to, step = types.uintp(out.ctypes.data), types.uintp(per)

@@ -65,7 +65,13 @@ def fill_margins(q: np.ndarray, edges: np.ndarray, rows_per_plane: int, lane: in
 
 
 def encode(
-    q: np.ndarray, edges: np.ndarray, rows_per_plane: int, lane: int, weights: np.ndarray, shift: int, residual: np.ndarray
+    q: np.ndarray,
+    edges: np.ndarray,
+    rows_per_plane: int,
+    lane: int,
+    weights: np.ndarray,
+    shift: int,
+    residual: np.ndarray,
 ) -> None:
     """Write into `residual` (int32[rows, n]) what remains of `q` (int32[rows, n + 4 lane], margins filled).
 

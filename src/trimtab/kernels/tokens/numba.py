@@ -54,7 +54,9 @@ def _encode_block(t, z, f, e, address, bits, num_bits):
         e[i] = u32(max(i32(t[i] >> np.uint8(2)) - i32(1), i32(0)))
     for i in range(t.size):
         z[i] = u32(z[i] & u32(u32(u32(1) << e[i]) - u32(1)))
-    whole = t.size // 4 * 4 if largest < u32(64) else 0  # up to 14 bits each: four fit behind the 7 that may be left over
+    whole = (
+        t.size // 4 * 4 if largest < u32(64) else 0
+    )  # up to 14 bits each: four fit behind the 7 that may be left over
     for i in range(0, whole, 4):
         w1 = u64(e[i])
         w2 = w1 + u64(e[i + 1])
@@ -83,7 +85,9 @@ def encode(rows, margin, tokens, extra):
     start = types.uintp(extra.ctypes.data)
     address, bits, num_bits = start, u64(0), u64(0)
     num, flat = tokens.shape[1], tokens.reshape(-1)
-    stretch = _BLOCK // max(num, 1) * num if num <= _BLOCK else num  # whole rows that fill a block, or one row in pieces
+    stretch = (
+        _BLOCK // max(num, 1) * num if num <= _BLOCK else num
+    )  # whole rows that fill a block, or one row in pieces
     for p in range(0, flat.size, max(stretch, 1)):
         for o in range(p, min(p + stretch, flat.size), _BLOCK):
             end = min(o + _BLOCK, p + stretch, flat.size)
