@@ -26,6 +26,7 @@ import msgspec
 import numpy as np
 import xxhash
 
+from trimtab.blob import join
 from trimtab.bounds import Bound
 from trimtab.dtypes import SAFETENSORS_NAMES, dtype_name, numpy_dtype
 from trimtab.errors import Corrupt, FormatError, NewerVersion, Truncated, UsageError
@@ -67,6 +68,13 @@ class _Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str
     shape: tuple[Count, ...]
     data_offsets: tuple[Count, Count]
+
+
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_TEXTS = msgspec.json.Decoder(dict[str, str])
+_SPAN = msgspec.json.Decoder(_Span)
+_VERSION = msgspec.json.Decoder(_Version)
+_MANIFEST = msgspec.json.Decoder(Manifest)
 
 
 def checksum(digests: Sequence[int]) -> str:
@@ -188,7 +196,7 @@ def to_bytes(packed: Packed, checksum: str) -> bytes:
     """Return a packed file in memory with one entry, whose name is empty: what `trimtab.compress` returns."""
     layout = _Layout()
     buffers = list(layout.add("", packed, checksum))
-    return b"".join([layout.header_bytes({}), *buffers])
+    return join([layout.header_bytes({}), *buffers])
 
 
 class Reader:
@@ -290,9 +298,9 @@ def _read_header(view: memoryview) -> tuple[dict[str, _Span], int, dict[str, str
     if 8 + length > view.nbytes:
         raise Truncated(f"the header needs {length} bytes, the file has {view.nbytes - 8} after the first 8")
     try:
-        fields = msgspec.json.decode(view[8 : 8 + length], type=dict[str, msgspec.Raw])
-        metadata = msgspec.json.decode(fields.pop("__metadata__", b"{}"), type=dict[str, str])
-        spans = {name: msgspec.json.decode(raw, type=_Span) for name, raw in fields.items()}
+        fields = _FIELDS.decode(view[8 : 8 + length])
+        metadata = _TEXTS.decode(fields.pop("__metadata__", b"{}"))
+        spans = {name: _SPAN.decode(raw) for name, raw in fields.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(f"not a packed file: its header is not that of safetensors: {error}") from None
     end = 0
@@ -317,14 +325,14 @@ def _read_manifest(metadata: Mapping[str, str]) -> Manifest:
     if text is None:
         raise FormatError("an ordinary safetensors file: nothing in it is packed; read it with the safetensors library")
     try:
-        version = msgspec.json.decode(text, type=_Version).version
+        version = _VERSION.decode(text).version
         if version > FORMAT_VERSION:
             raise NewerVersion(
                 f"written in format version {version}; this trimtab reads up to {FORMAT_VERSION}. Upgrade trimtab"
             )
         if metadata.get("trimtab.checksum") != _metadata_checksum(metadata):
             raise Corrupt("the checksum of the metadata does not match: the file was damaged or edited")
-        return msgspec.json.decode(text, type=Manifest)
+        return _MANIFEST.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(f"bad manifest: {error}") from None
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import struct
 
 import ml_dtypes
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -57,15 +60,10 @@ def test_bound_holds(shape, dtype, bound):
     shape=st.sampled_from([(64,), (200,), (9, 11), (70, 2), (5, 6, 7), (3, 4, 5, 6)]),
     scale=st.sampled_from([1e-40, 1e-6, 1.0, 1e4, 1e30]),
     bound=st.sampled_from(
-        [Abs(1e-300), Abs(1e-3), Abs(10.0), Rel(1e-7), Rel(1e-3), Rel(0.3)]
-        + [
-            PointwiseRel(1e-9),
-            PointwiseRel(1e-3),
-            PointwiseRel(0.5),
-            PointwiseRel(3.0),
-            PSNR(10.0),
-            PSNR(80.0),
-            PSNR(300.0),
+        [
+            *(Abs(1e-300), Abs(1e-3), Abs(10.0), Rel(1e-7), Rel(1e-3), Rel(0.3)),
+            *(PointwiseRel(1e-9), PointwiseRel(1e-3), PointwiseRel(0.5), PointwiseRel(3.0)),
+            *(PSNR(10.0), PSNR(80.0), PSNR(300.0)),
         ]
     ),
 )
@@ -126,7 +124,7 @@ def test_tiles_cover_the_array_once(shape):
     for axis, length in enumerate(fold.shape):
         edges = sorted({tile.ranges[axis] for tile in tiles})
         assert edges[0][0] == 0 and edges[-1][1] == length
-        assert all(a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(edges))
 
 
 def test_layouts_of_memory_do_not_matter():
@@ -236,3 +234,28 @@ def test_damage_raises_only_format_errors(bound):
     assert attempt(broken(packed, {"dtype": "int32"}))
     attempt(broken(packed, {"dtype": "float64"}))
     attempt(broken(packed, {"dtype": "float16"}))
+
+
+@pytest.mark.parametrize("position", [5399, 5400, 10_000, 2**32 - 1])
+def test_outliers_outside_their_tile(position):
+    x = wave((9, 20, 30))
+    x[1, 2, 3] = np.nan
+    packed = SZ().encode(x, Rel(1e-3))
+    data = packed.buffers["data"].tobytes()
+    head = struct.Struct("<B7I")
+    shift, block, extra, count, gaps, *rest = head.unpack(data[: head.size])
+    assert count == 1
+    forged = zstandard.ZstdCompressor().compress(np.array([position], "<u4").tobytes())
+    start = head.size + 2 * 22 + block + extra
+    data = (
+        head.pack(shift, block, extra, count, len(forged), *rest)
+        + data[head.size : start]
+        + forged
+        + data[start + gaps :]
+    )
+    damaged = broken(packed, data=np.frombuffer(data, np.uint8), tiles=np.array([len(data)], np.uint64))
+    if position < x.size:
+        assert np.isnan(SZ().decode(damaged)[-1, -1, -1])
+    else:
+        with pytest.raises(FormatError, match="outlier"):
+            SZ().decode(damaged)

@@ -23,14 +23,15 @@ def test_twins_agree(dtype):
     results = []
     for twin in (ref, numba):
         q, outliers = np.zeros((starts.size, 68), np.int32), np.zeros(x.size, np.uint32)
-        count = twin.quantise(x, starts, 0.01, 0.005, 2, q, outliers)
+        count = twin.quantise(x, starts, 0.012, 0.005, 2, q, outliers)
         y, z = np.zeros_like(x), np.zeros_like(x)
-        twin.dequantise(q, starts, 0.01, 2, y)
+        twin.dequantise(q, starts, 0.012, 2, y)
         twin.dequantise_exp2(q, starts, 0.001, 2, z)
         results.append((count, q, outliers, y.view(np.uint8), z.view(np.uint8), twin.extent(x)))
     for a, b in zip(*results, strict=True):
         assert np.array_equal(a, b)
     count, _, outliers, y, *_ = results[1]
+    assert 100 < count < 300  # a step wider than the bound allows: a sixth of the elements miss it
     kept = np.setdiff1d(np.arange(x.size), outliers[:count])
     assert {0, 125, 250, 500, 625} <= set(outliers[:count].tolist())
     assert np.abs(y.view(dtype)[kept].astype(float) - x[kept]).max() <= 0.005

@@ -47,7 +47,7 @@ def codec_class(id: str) -> type[Codec]:
     """
     target = _CLASSES.get(id)
     if target is None:
-        raise UnknownCodec(f"unknown codec {id!r}; this version has {', '.join(_CLASSES)}. Is the file from a newer one?")
+        raise UnknownCodec(f"unknown codec {id!r}; this version has {', '.join(_CLASSES)}. Try a newer trimtab")
     module, name = target.split(":")
     return cast("type[Codec]", getattr(importlib.import_module(module), name))
 

@@ -1,14 +1,15 @@
 """SZ: arrays within an error bound (SZ: Di and Cappello, IPDPS 2016; dual quantisation: Tian et al., cuSZ, PACT 2020).
 
-Elements become integers first, so that prediction is exact and its decoder a running sum: the integers are predicted from
-their neighbours, and what remains is coded in contexts. Every element is decoded once while encoding; those that miss
-the bound, NaN and infinities are kept as they are. Differences from the published SZ family:
+Elements become integers first, so that prediction is exact and its decoder a running sum: the integers are predicted
+from their neighbours, and what remains is coded in contexts. Every element is decoded once while encoding; those that
+miss the bound, NaN and infinities are kept as they are. Differences from the published SZ family:
 
-- weights of up to 22 neighbours are fitted to each tile by least squares, where SZ takes Lorenzo prediction or regression
-  over blocks; Lorenzo stays in where it is as good;
-- tabled asymmetric numeral systems with contexts, where SZ takes Huffman coding and zstd: they do not stop at a bit a value;
-- where a sample of the elements are whole multiples of a power of two that is at least twice the bound (integers kept as
-  floats, say), that is the step, and nothing is lost;
+- weights of up to 22 neighbours are fitted to each tile by least squares, where SZ takes Lorenzo prediction or
+  regression over blocks; Lorenzo stays in where it is as good;
+- tabled asymmetric numeral systems with contexts, where SZ takes Huffman coding and zstd: they do not stop at a bit a
+  value;
+- where a sample of the elements are whole multiples of a power of two that is at least twice the bound (integers kept
+  as floats, say), that is the step, and nothing is lost;
 - PSNR is measured and the step corrected, where SZ relies on an assumed distribution of errors;
 - the point-wise relative bound quantises log2 of the magnitude.
 
@@ -35,10 +36,11 @@ a plane the last two of three.
   - E bytes: extra bits (`trimtab.kernels.tokens` defines how both give the residuals, in C order)
   - gaps: K uint32, the first outlier's position in the tile in C order, then differences to the one before
   - values: K elements as they are
-  - signs, zeros: with scale "log2", bitmaps of the tile in C order, most significant bit first, padded to a byte; absent
-    where no bit is set
+  - signs, zeros: with scale "log2", bitmaps of the tile in C order, most significant bit first, padded to a byte;
+    absent where no bit is set
 
-  Gaps, values, signs and zeros are each a zstd frame that states its content size; they have no bytes where they are empty.
+  Gaps, values, signs and zeros are each a zstd frame that states its content size; they have no bytes where they are
+  empty.
 
 With q an integer of the tile, an element is q x step in float64, rounded to the array's dtype, for 2-byte dtypes by way
 of float32. With scale "log2" it is 2^(q step) (`trimtab.kernels.quantiser` defines this to the bit), rounded likewise
@@ -56,7 +58,7 @@ import msgspec
 import numpy as np
 
 from trimtab import kernels
-from trimtab.bounds import PSNR, Bound, Lossless, PointwiseRel, Rel
+from trimtab.bounds import PSNR, Abs, Bound, Lossless, PointwiseRel, Rel
 from trimtab.codecs.codec import describe
 from trimtab.codecs.enec import ENEC
 from trimtab.codecs.sz_tile import Scale, TileCoder
@@ -203,6 +205,7 @@ def _plans(flat: np.ndarray, wide: np.ndarray, tiles: list[Tile], bound: Bound) 
     if isinstance(bound, PSNR):
         limit = _psnr_limit(bound.value, high - low)
     else:
+        assert isinstance(bound, Abs | Rel)
         limit = bound.value * (high - low) if isinstance(bound, Rel) else bound.value
     lattice = _lattice(wide, low, high)
     if lattice >= 2 * limit and largest < lattice * 2**30:
@@ -216,7 +219,7 @@ def _plans(flat: np.ndarray, wide: np.ndarray, tiles: list[Tile], bound: Bound) 
 
 
 def _lattice(wide: np.ndarray, low: float, high: float) -> float:
-    """Return the largest step that a sample of the elements are whole multiples of; a power of two unless all are equal."""
+    """Return the largest power of two, or the one value there is, that a sample consists of whole multiples of."""
     if low == high:
         return abs(low) or 1.0
     sample = wide[:: max(wide.size // _LATTICE_SAMPLE, 1)].astype(np.float64)

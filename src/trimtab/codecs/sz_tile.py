@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from dataclasses import dataclass
 from typing import Literal
@@ -33,7 +34,7 @@ class TileCoder:
     dtype: np.dtype
 
     def encode(self, flat: np.ndarray, wide: np.ndarray, limit: float, largest: int) -> tuple[np.ndarray, int] | None:
-        """Return the payload (uint8) and the digest of what it decodes to, or None if too many finite elements miss the limit.
+        """Return the payload (uint8) and the digest of what it decodes to; None if too many elements miss the limit.
 
         `flat` is the whole array in C order, `wide` the same in the working dtype. No integer that
         an element quantises to exceeds `largest` in magnitude.
@@ -83,7 +84,7 @@ class TileCoder:
             )
         weights = payload[_HEAD.size : start].copy().view("<i2").astype(np.int32)
         ends = np.cumsum([start, *lengths])
-        block, extra, gaps, values, signs, zeros = (payload[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True))
+        block, extra, gaps, values, signs, zeros = (payload[a:b] for a, b in itertools.pairwise(ends))
         q = self._decode_integers(block, extra, weights, shift)
         positions = _inflate(gaps, "<u4", num_outliers).astype(np.int64).cumsum()
         if num_outliers and positions[-1] >= tile.num_elements:
@@ -92,8 +93,8 @@ class TileCoder:
             kernels.load("quantiser").dequantise(q, tile.starts(), self.step, tile.margin, tile.clip(flat))
         else:
             bitmap_size = (tile.num_elements + 7) // 8
-            masks = [_inflate(mask, "u1", bitmap_size if mask.size else 0) for mask in (signs, zeros)]
-            tile.view(flat)[...] = self._stand_in(q, *masks, flat.dtype).reshape(tile.extents)
+            signs, zeros = (_inflate(mask, "u1", bitmap_size if mask.size else 0) for mask in (signs, zeros))
+            tile.view(flat)[...] = self._stand_in(q, signs, zeros, flat.dtype).reshape(tile.extents)
         tile.put(flat, positions, _inflate(values, flat.dtype, num_outliers))
 
     def squared_error(self, flat: np.ndarray, wide: np.ndarray) -> float:

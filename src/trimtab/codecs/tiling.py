@@ -38,7 +38,7 @@ class Fold:
 
     @property
     def splits(self) -> tuple[int, ...]:
-        """Parts along each axis: the axis with the longest part (the first of several) is halved until a tile is small."""
+        """Parts along each axis: the one with the longest part, the first of several, is halved until tiles fit."""
         splits = [1] * len(self.shape)
         parts = list(self.shape)
         while math.prod(parts) > MAX_TILE_SIZE:

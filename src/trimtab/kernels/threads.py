@@ -1,4 +1,4 @@
-"""Work on independent pieces of an array in a few threads. Kernels release the GIL; results never depend on the count."""
+"""Work on independent pieces of an array in a few threads; results never depend on their number."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def threads(count: int) -> Iterator[None]:
 
 
 def num_threads() -> int:
-    """Return how many threads may run: ``threads(...)``, else TRIMTAB_NUM_THREADS, else OMP_NUM_THREADS, else the cores."""
+    """Return how many threads may run.
+
+    ``with threads(...)``, else TRIMTAB_NUM_THREADS, else OMP_NUM_THREADS, else the number of cores.
+    """
     chosen = _chosen.get()
     if chosen is not None:
         return chosen
@@ -44,15 +47,26 @@ def num_threads() -> int:
 def for_each(work: Callable[[int], None], count: int) -> None:
     """Call ``work(0) ... work(count - 1)``, in threads where that can pay; the first error is raised.
 
-    The pool lives for one call, so that a later ``fork()`` finds no threads of ours.
+    The caller's thread takes part. The others live for one call, so that a later ``fork()`` finds no threads of ours.
     """
-    workers = min(num_threads(), count) if count > 1 else 1
-    if workers <= 1:
-        for index in range(count):
-            work(index)
+    helpers = min(num_threads(), count) - 1 if count > 1 else 0
+    indices = iter(range(count))  # shared: taking the next one is atomic
+
+    def work_on() -> None:
+        try:
+            for index in indices:
+                work(index)
+        except BaseException:
+            for _ in indices:  # nobody starts anything more
+                pass
+            raise
+
+    if not helpers:
+        work_on()
         return
-    with ThreadPoolExecutor(workers) as pool:
-        # each call gets its own copy of the context, so that a forced back end holds in the threads too
-        futures = [pool.submit(copy_context().run, work, index) for index in range(count)]
+    with ThreadPoolExecutor(helpers) as pool:
+        # each thread gets its own copy of the context, so that a forced back end holds there too
+        futures = [pool.submit(copy_context().run, work_on) for _ in range(helpers)]
+        work_on()
         for future in futures:
             future.result()

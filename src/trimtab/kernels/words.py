@@ -40,7 +40,7 @@ def store64(typingctx, address, value):
 
 @intrinsic
 def shift_right32(typingctx, value, count):
-    """Shift an int32 right by 0 to 31 places, keeping its sign: `>>` would widen to 64 bits and so halve the vectors."""
+    """Shift an int32 right by 0 to 31 places, keeping its sign; `>>` would widen to 64 bits and halve the vectors."""
 
     def codegen(context, builder, signature, args):
         return builder.ashr(args[0], args[1])

@@ -58,7 +58,7 @@ def _bases(activities, thresholds, spacing, bases):
 
 @kernel(types.int64(types.Array(types.uint32, 2, "C"), types.uint8[::1], types.int64))
 def _choose_contexts(joint, thresholds, num_tokens):
-    """Split the activities, counted with their tokens on a sample, into contexts of like weight; return their number."""
+    """Split the activities, counted with tokens on a sample, into contexts of like weight; return their number."""
     weights = np.zeros(256, np.int64)
     total, active, sampled = np.int64(0), np.int64(0), np.int64(0)
     for s in range(256):
@@ -135,13 +135,25 @@ def _put_bits(out, position, value, width):
 
 
 @_inline
-def _put(state, at, steps, following, bits, num_bits):
-    """Push one token: return the new state and the bits, with those that the state shed."""
+def _put(state, at, steps, following):
+    """Push one token: return the new state, the bits that the old one shed, and their number."""
     step = steps[at]
     width = ((state + u64(step)) & u64(0xFFFFFFFF)) >> u64(16)
-    bits = (bits << width) | (state & ((u64(1) << width) - u64(1)))
-    state = u64(following[u64(np.int64(state >> width) + (step >> 32))])
-    return state, bits, num_bits + width
+    low = state & ((u64(1) << width) - u64(1))
+    return u64(following[u64(np.int64(state >> width) + (step >> 32))]), low, width
+
+
+@_inline
+def _put_four(a, b, c, d, bases, tokens, steps, following, bits, num_bits):
+    """Push four tokens, the last one first: return the new states and the bits with those that were shed."""
+    d, low_d, width_d = _put(d, u64(bases[3]) + u64(tokens[3]), steps, following)
+    c, low_c, width_c = _put(c, u64(bases[2]) + u64(tokens[2]), steps, following)
+    b, low_b, width_b = _put(b, u64(bases[1]) + u64(tokens[1]), steps, following)
+    a, low_a, width_a = _put(a, u64(bases[0]) + u64(tokens[0]), steps, following)
+    width = width_a + width_b
+    shed = (low_d << width_c | low_c) << width | (low_b << width_a | low_a)
+    width += width_c + width_d
+    return a, b, c, d, bits << width | shed, num_bits + width
 
 
 @_inline
@@ -245,22 +257,18 @@ def encode_block(tokens, back, out):
         row = tokens[r]
         whole = num // 8 * 8
         for k in range(num - 1, whole - 1, -1):
-            at = np.uint64(bases[k]) + np.uint64(row[k])
-            states[k - whole], bits, num_bits = _put(states[k - whole], at, steps, following, bits, num_bits)
+            at = u64(bases[k]) + u64(row[k])
+            states[k - whole], low, width = _put(states[k - whole], at, steps, following)
+            bits, num_bits = bits << width | low, num_bits + width
             address, num_bits = _flush(address, bits, num_bits)
         x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
         x4, x5, x6, x7 = states[4], states[5], states[6], states[7]
         for g in range(whole - 8, -1, -8):
-            a, t = bases[g : g + 8], row[g : g + 8]
-            x7, bits, num_bits = _put(x7, u64(a[7]) + u64(t[7]), steps, following, bits, num_bits)
-            x6, bits, num_bits = _put(x6, u64(a[6]) + u64(t[6]), steps, following, bits, num_bits)
-            x5, bits, num_bits = _put(x5, u64(a[5]) + u64(t[5]), steps, following, bits, num_bits)
-            x4, bits, num_bits = _put(x4, u64(a[4]) + u64(t[4]), steps, following, bits, num_bits)
+            a, t = bases[g + 4 : g + 8], row[g + 4 : g + 8]
+            x4, x5, x6, x7, bits, num_bits = _put_four(x4, x5, x6, x7, a, t, steps, following, bits, num_bits)
             address, num_bits = _flush(address, bits, num_bits)
-            x3, bits, num_bits = _put(x3, u64(a[3]) + u64(t[3]), steps, following, bits, num_bits)
-            x2, bits, num_bits = _put(x2, u64(a[2]) + u64(t[2]), steps, following, bits, num_bits)
-            x1, bits, num_bits = _put(x1, u64(a[1]) + u64(t[1]), steps, following, bits, num_bits)
-            x0, bits, num_bits = _put(x0, u64(a[0]) + u64(t[0]), steps, following, bits, num_bits)
+            a, t = bases[g : g + 4], row[g : g + 4]
+            x0, x1, x2, x3, bits, num_bits = _put_four(x0, x1, x2, x3, a, t, steps, following, bits, num_bits)
             address, num_bits = _flush(address, bits, num_bits)
         states[0], states[1], states[2], states[3] = x0, x1, x2, x3
         states[4], states[5], states[6], states[7] = x4, x5, x6, x7

@@ -2,8 +2,8 @@
 
 The tokens stand in rows. What a token is coded with depends on its *activity*, a sum over tokens that the decoder
 already has, each cut at 42: 2 x the one above, 1 x each neighbour of that one (the row's ends repeated), and 2 x the
-one at the same place `back` rows before (above, where there is no such row). In the first row it is 0. The activity chooses
-a context by thresholds, and each context has a table of 2048 slots, shared out by how often its tokens occur.
+one at the same place `back` rows before (above, where there is no such row). In the first row it is 0. The activity
+chooses a context by thresholds, and each context has a table of 2048 slots, shared out by how often its tokens occur.
 
 A block::
 

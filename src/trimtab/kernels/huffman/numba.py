@@ -174,7 +174,7 @@ def _unpack_lengths(block, lengths):
 
 @kernel(types.int64(_BYTES, types.uint32[::1]))
 def _code_table(lengths, table):
-    """Fill `table[symbol]` with the bit-reversed code word | length << 16; return the number of symbols, -1 if too many."""
+    """Fill `table[symbol]` with reversed code word | length << 16; return the number of symbols, -1 if too many."""
     num_symbols, code, width = 0, 0, 0
     for length in range(1, _MAX_LENGTH + 1):
         for symbol in range(256):
@@ -243,7 +243,7 @@ def encode_block(symbols, counts, out):
 
 @kernel(types.int64(_BYTES, types.uint16[::1]))
 def _decode_table(lengths, table):
-    """Fill `table[next 11 bits]` with length | symbol << 8; return the number of symbols, -1 if the lengths cannot be."""
+    """Fill `table[next 11 bits]` with length | symbol << 8; return the number of symbols, -1 if they cannot be."""
     codes = np.zeros(256, np.uint32)
     num_symbols = _code_table(lengths, codes)
     if num_symbols < 1:

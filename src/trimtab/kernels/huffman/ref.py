@@ -2,7 +2,8 @@
 
 Codes are canonical: symbols sorted by (length, value) take consecutive code words, each sent with its most
 significant bit first. Streams fill bytes from the least significant bit. The lengths are optimal under the limit of
-11 bits (package-merge: Larmore and Hirschberg, "A fast algorithm for optimal length-limited Huffman codes", J. ACM, 1990).
+11 bits (package-merge: Larmore and Hirschberg, "A fast algorithm for optimal length-limited Huffman codes", J. ACM,
+1990).
 
 A block is self-contained::
 
@@ -10,8 +11,9 @@ A block is self-contained::
     sizes       7 little-endian uint32: bytes of the first seven streams; the eighth takes the rest
     streams     8 bit streams; stream s holds symbols[s * per : (s + 1) * per] with per = ceil(n / 8)
 
-Nibbles of the lengths: 0 to 11 a length; 12 r: 2 + r zeros; 13 r: 3 + r times the length before; 14 lo hi: 18 + lo + 16 hi
-zeros. The list ends at 256 lengths. A block whose alphabet is one symbol ends after its lengths: it needs no bits.
+Nibbles of the lengths: 0 to 11 a length; 12 r: 2 + r zeros; 13 r: 3 + r times the length before; 14 lo hi: 18 + lo +
+16 hi zeros. The list ends at 256 lengths. A block whose alphabet is one symbol ends after its lengths: it needs no
+bits.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def histogram(symbols: np.ndarray, counts: np.ndarray) -> None:
 
 
 def code_lengths(counts: np.ndarray, lengths: np.ndarray) -> None:
-    """Write into `lengths` (uint8[256]) the optimal code lengths for `counts` (int64[256]); 0 marks an absent symbol."""
+    """Write into `lengths` (uint8[256]) the best code lengths for `counts` (int64[256]); 0 marks an absent symbol."""
     lengths[...] = 0
     leaves = sorted((int(count), symbol) for symbol, count in enumerate(counts) if count)
     if len(leaves) < 2:

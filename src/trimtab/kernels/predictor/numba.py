@@ -1,7 +1,7 @@
 """Linear prediction of integers from their neighbours, fast: see ref.py for the format.
 
-Neighbours in other rows are summed a stretch of a row at a time, so that the loops vectorise; only the neighbours in the
-row itself make a chain when decoding, and two bands are decoded side by side so that their chains overlap.
+Neighbours in other rows are summed a stretch of a row at a time, so that the loops vectorise; only the neighbours in
+the row itself make a chain when decoding, and two bands are decoded side by side so that their chains overlap.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def fill_margins(q, edges, rows_per_plane, lane, linear):
 
 @kernel(types.int64(types.int64, types.int64, _VECTOR, types.int64, types.int64[:, ::1]))
 def _taps_of_row(r, rows_per_plane, weights, shift, taps):
-    """Write (row to read, lanes back, weight) of each tap of row `r` of a band; return their number, a multiple of four.
+    """Write (row to read, lanes back, weight) of each tap of row `r` of a band; return their number, 2 + 4 n.
 
     The row's own neighbours come first. Taps of weight 0 fill up the rest.
     """

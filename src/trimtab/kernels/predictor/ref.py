@@ -1,8 +1,9 @@
 """Linear prediction of integers from their neighbours, the specification.
 
-The integers q of a tile stand in rows, `rows_per_plane` rows to a plane; each row of the matrix has a margin of 2 x lane
-places before and after its values. `lane` is the distance of neighbours within a row (channels that alternate in a row
-are so kept apart). A tap (planes back, rows back, lanes back) names a neighbour. With the residual d, a value is
+The integers q of a tile stand in rows, `rows_per_plane` rows to a plane; each row of the matrix has a margin of 2 x
+lane places before and after its values. `lane` is the distance of neighbours within a row (channels that alternate in
+a row are so kept apart). A tap (planes back, rows back, lanes back) names a neighbour. With the residual d, a value
+is
 
     q = (sum of weight x neighbour + half + (d << shift)) >> shift
 

@@ -1,10 +1,10 @@
 """Uniform and logarithmic quantisation of floating-point rows, the specification.
 
-Rows start anywhere in a flat array: row r is ``x[starts[r] : starts[r] + n]``, cut at the end of `x`. The integers stand
-in a matrix with a margin before and after each row. The uniform quantiser's integer q stands for the element type's
-rounding of the float64 product q x step; the logarithmic one's for that of `exp2` of it. A place whose element that
-stand-in does not keep within the bound, or that is not finite, or whose |q| would reach 2^30, is an outlier: it gets the
-integer before it in its row (or 0), and its position ``r n + k`` is listed.
+Rows start anywhere in a flat array: row r is ``x[starts[r] : starts[r] + n]``, cut at the end of `x`. The integers
+stand in a matrix with a margin before and after each row. The uniform quantiser's integer q stands for the element
+type's rounding of the float64 product q x step; the logarithmic one's for that of `exp2` of it. A place whose element
+that stand-in does not keep within the bound, or that is not finite, or whose |q| would reach 2^30, is an outlier: it
+gets the integer before it in its row (or 0), and its position ``r n + k`` is listed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _EXP2 = (
 
 
 def extent(x: np.ndarray) -> tuple[float, float]:
-    """Return the smallest and the largest finite element of `x` (flat float32 or float64); (inf, -inf) where none is."""
+    """Return the smallest and the largest finite element of `x` (flat float32 or float64), or (inf, -inf)."""
     finite = x[np.isfinite(x)]
     return (float(finite.min()), float(finite.max())) if finite.size else (np.inf, -np.inf)
 

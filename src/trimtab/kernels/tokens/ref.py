@@ -24,8 +24,8 @@ def max_extra_size(num_values: int) -> int:
 def encode(rows: np.ndarray, margin: int, tokens: np.ndarray, extra: np.ndarray) -> int:
     """Split integers into `tokens` (uint8[m, n]) and the bits in `extra` (uint8); return the bytes of the extra bits.
 
-    The integers are ``rows[:, margin : margin + n]`` (int32), in C order. `extra` holds at least `max_extra_size(m * n)`
-    bytes.
+    The integers are ``rows[:, margin : margin + n]`` (int32), in C order. `extra` holds at least `max_extra_size(m *
+    n)` bytes.
     """
     values = rows[:, margin : margin + tokens.shape[1]]
     folded = ((values << 1) ^ (values >> 31)).view(np.uint32).reshape(-1)
