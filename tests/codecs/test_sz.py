@@ -242,13 +242,13 @@ def test_outliers_outside_their_tile(position):
     x[1, 2, 3] = np.nan
     packed = SZ().encode(x, Rel(1e-3))
     data = packed.buffers["data"].tobytes()
-    head = struct.Struct("<B7I")
-    shift, block, extra, count, gaps, *rest = head.unpack(data[: head.size])
+    head = struct.Struct("<BB7I")
+    shift, coding, block, extra, count, gaps, *rest = head.unpack(data[: head.size])
     assert count == 1
     forged = zstandard.ZstdCompressor().compress(np.array([position], "<u4").tobytes())
     start = head.size + 2 * 22 + block + extra
     data = (
-        head.pack(shift, block, extra, count, len(forged), *rest)
+        head.pack(shift, coding, block, extra, count, len(forged), *rest)
         + data[head.size : start]
         + forged
         + data[start + gaps :]

@@ -28,11 +28,13 @@ a plane the last two of three.
 - ``tiles``: for each tile a uint64, the bytes of its payload.
 - ``data``: the payloads, one after another. A payload:
 
-  - uint8 shift (at most 16); seven uint32: bytes of the token block B, bytes of the extra bits E, number of outliers K,
+  - uint8 shift (at most 16); uint8 coding of the tokens; seven uint32: bytes of the token block B, bytes of the extra bits E, number of outliers K,
     bytes of the gaps, of the values, of the signs and of the zeros
   - the weights, int16: 2, 9 or 22 for a tile of one, two or three axes (`trimtab.kernels.predictor` defines the taps,
     the bands and the order of decoding)
-  - B bytes: the tokens of all rows (`trimtab.kernels.ans`; ``back`` is the rows in a plane with three axes, else 2)
+  - B bytes: the tokens of all rows. Coding 0: `trimtab.kernels.ans`, where ``back`` is the rows in a plane with three
+    axes, else 2. Coding 1: `trimtab.kernels.huffman`. Coding 2: a uint32, the number of symbols, which are coded as
+    in 1 and turned into tokens by `trimtab.kernels.runs`
   - E bytes: extra bits (`trimtab.kernels.tokens` defines how both give the residuals, in C order)
   - gaps: K uint32, the first outlier's position in the tile in C order, then differences to the one before
   - values: K elements as they are
@@ -62,6 +64,7 @@ from trimtab.bounds import PSNR, Abs, Bound, Lossless, PointwiseRel, Rel
 from trimtab.codecs.codec import describe
 from trimtab.codecs.enec import ENEC
 from trimtab.codecs.sz_tile import Scale, TileCoder
+from trimtab.codecs.sz_tokens import Level
 from trimtab.codecs.tiling import Fold, Tile
 from trimtab.dtypes import FLOATS, dtype_name, numpy_dtype
 from trimtab.errors import BoundError, Corrupt, ShapeError
@@ -82,10 +85,16 @@ class _Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="id", tag="sz"):
-    """Pack floating-point arrays within an error bound that is verified on every element."""
+    """Pack floating-point arrays within an error bound that is verified on every element.
+
+    Level "fast" predicts with Lorenzo's weights and codes with Huffman's; "balanced" fits the weights to the data and
+    codes in contexts, for a better ratio. Both levels are decoded alike.
+    """
 
     id: ClassVar[str] = "sz"
     fixed_size: ClassVar[bool] = False
+
+    level: Level = "balanced"
 
     @np.errstate(invalid="ignore")  # signalling NaN only pass through
     def encode(self, x: np.ndarray, bound: Bound = Lossless()) -> Packed:
@@ -112,7 +121,7 @@ class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
         fold = Fold.of(x.shape)
         tiles = fold.tiles()
         for params, limit, largest in _plans(flat, wide, tiles, bound):
-            encoded = _encode_tiles(flat, wide, tiles, params, limit, largest)
+            encoded = _encode_tiles(flat, wide, tiles, params, limit, largest, self.level)
             if encoded is None:
                 continue
             payloads, digests = encoded
@@ -167,7 +176,13 @@ def _working(name: str) -> np.dtype:
 
 
 def _encode_tiles(
-    flat: np.ndarray, wide: np.ndarray, tiles: list[Tile], params: _Params, limit: float, largest: int
+    flat: np.ndarray,
+    wide: np.ndarray,
+    tiles: list[Tile],
+    params: _Params,
+    limit: float,
+    largest: int,
+    level: Level,
 ) -> tuple[list[np.ndarray], list[int]] | None:
     """Return the payloads and the digests of all tiles, or None if too many elements do not fit the plan."""
     payloads, digests = [np.empty(0, np.uint8)] * len(tiles), [0] * len(tiles)
@@ -177,7 +192,8 @@ def _encode_tiles(
         nonlocal failed
         if failed:
             return
-        encoded = TileCoder(tiles[index], params.scale, params.step, wide.dtype).encode(flat, wide, limit, largest)
+        coder = TileCoder(tiles[index], params.scale, params.step, wide.dtype)
+        encoded = coder.encode(flat, wide, limit, largest, level)
         if encoded is None:
             failed = True
         else:

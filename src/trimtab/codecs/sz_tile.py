@@ -11,7 +11,8 @@ import numpy as np
 import zstandard
 
 from trimtab import kernels
-from trimtab.codecs.prediction import fit
+from trimtab.codecs.prediction import fit, lorenzo_weights
+from trimtab.codecs.sz_tokens import Level, decode_tokens, encode_tokens
 from trimtab.codecs.tiling import Tile
 from trimtab.errors import Corrupt
 from trimtab.kernels.predictor.ref import NUM_TAPS
@@ -20,7 +21,7 @@ from trimtab.packed import digest
 Scale = Literal["linear", "log2"]
 """What the quantiser's integers are uniform in: the values, or the logarithms of their magnitudes."""
 
-_HEAD = struct.Struct("<B7I")
+_HEAD = struct.Struct("<BB7I")
 _MAX_SHIFT = 16
 
 
@@ -33,7 +34,9 @@ class TileCoder:
     step: float
     dtype: np.dtype
 
-    def encode(self, flat: np.ndarray, wide: np.ndarray, limit: float, largest: int) -> tuple[np.ndarray, int] | None:
+    def encode(
+        self, flat: np.ndarray, wide: np.ndarray, limit: float, largest: int, level: Level
+    ) -> tuple[np.ndarray, int] | None:
         """Return the payload (uint8) and the digest of what it decodes to; None if too many elements miss the limit.
 
         `flat` is the whole array in C order, `wide` the same in the working dtype. No integer that
@@ -49,19 +52,18 @@ class TileCoder:
         predictor = kernels.load("predictor")
         edges = predictor.band_edges(tile.num_rows, tile.rows_per_plane)
         predictor.fill_margins(q, edges, tile.rows_per_plane, tile.lane, tile.linear)
-        weights, shift = fit(q, tile, largest)
+        weights, shift = (lorenzo_weights(len(tile.shape)), 0) if level == "fast" else fit(q, tile, largest)
         residual = np.empty((tile.num_rows, tile.row_length), np.int32)
         predictor.encode(q, edges, tile.rows_per_plane, tile.lane, weights, shift, residual)
-        coder, entropy = kernels.load("tokens"), kernels.load("ans")
+        coder = kernels.load("tokens")
         tokens = np.empty((tile.num_rows, tile.row_length), np.uint8)
         extra = np.empty(coder.max_extra_size(tokens.size), np.uint8)
         extra_size = coder.encode(residual, 0, tokens, extra)
-        block = np.empty(entropy.max_block_size(tokens.size), np.uint8)
-        block_size = entropy.encode_block(tokens, tile.context_distance, block)
+        coding, block = encode_tokens(tokens, tile.context_distance, level)
         gaps = np.diff(outliers, prepend=np.uint32(0)).astype("<u4")
         packed = [_deflate(section) for section in (gaps, values, signs, zeros)]
-        head = _HEAD.pack(shift, block_size, extra_size, outliers.size, *map(len, packed))
-        sections = [head + weights.astype("<i2").tobytes(), block[:block_size], extra[:extra_size], *packed]
+        head = _HEAD.pack(shift, coding, block.size, extra_size, outliers.size, *map(len, packed))
+        sections = [head + weights.astype("<i2").tobytes(), block, extra[:extra_size], *packed]
         return np.concatenate([np.frombuffer(section, np.uint8) for section in sections]), digest(y)
 
     def decode(self, payload: np.ndarray, flat: np.ndarray) -> None:
@@ -75,7 +77,7 @@ class TileCoder:
         start = _HEAD.size + 2 * num_weights
         if payload.size < start:
             raise Corrupt(f"a tile of {payload.size} bytes has no room for its head of {start}")
-        shift, *lengths = _HEAD.unpack(payload[: _HEAD.size].tobytes())
+        shift, coding, *lengths = _HEAD.unpack(payload[: _HEAD.size].tobytes())
         num_outliers = lengths.pop(2)
         if shift > _MAX_SHIFT or num_outliers > tile.num_elements or start + sum(lengths) != payload.size:
             raise Corrupt(
@@ -85,7 +87,7 @@ class TileCoder:
         weights = payload[_HEAD.size : start].copy().view("<i2").astype(np.int32)
         ends = np.cumsum([start, *lengths])
         block, extra, gaps, values, signs, zeros = (payload[a:b] for a, b in itertools.pairwise(ends))
-        q = self._decode_integers(block, extra, weights, shift)
+        q = self._decode_integers(coding, block, extra, weights, shift)
         positions = _inflate(gaps, "<u4", num_outliers).astype(np.int64).cumsum()
         if num_outliers and positions[-1] >= tile.num_elements:
             raise Corrupt(f"an outlier stands at {positions[-1]} in a tile of {tile.num_elements} elements")
@@ -160,11 +162,12 @@ class TileCoder:
         with np.errstate(over="ignore"):
             return y.astype(dtype, copy=False)
 
-    def _decode_integers(self, block: np.ndarray, extra: np.ndarray, weights: np.ndarray, shift: int) -> np.ndarray:
+    def _decode_integers(
+        self, coding: int, block: np.ndarray, extra: np.ndarray, weights: np.ndarray, shift: int
+    ) -> np.ndarray:
         tile = self.tile
         tokens = np.empty((tile.num_rows, tile.row_length), np.uint8)
-        if kernels.load("ans").decode_block(block, tile.context_distance, tokens) != 0:
-            raise Corrupt("a tile's token block is damaged")
+        decode_tokens(coding, block, tile.context_distance, tokens)
         q = np.empty((tile.num_rows, tile.row_length + 2 * tile.margin), np.int32)
         if kernels.load("tokens").decode(tokens, extra, tile.margin, q) != 0:
             raise Corrupt("a tile's extra bits do not match its tokens")

@@ -1,4 +1,4 @@
-"""Machine words inside kernels: unaligned 64-bit loads and stores (little-endian everywhere), 32-bit arithmetic shifts.
+"""Machine words inside kernels: unaligned 64-bit loads and stores (little-endian everywhere), shifts, bit counts.
 
 Kernels that call these are cached, and the cache does not notice edits here: a new meaning needs a new name.
 """
@@ -46,6 +46,26 @@ def shift_right32(typingctx, value, count):
         return builder.ashr(args[0], args[1])
 
     return types.int32(types.int32, types.int32), codegen
+
+
+@intrinsic
+def trailing_zeros(typingctx, word):
+    """Number of zero bits below the lowest set bit of a word; 64 for zero."""
+
+    def codegen(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), codegen
+
+
+@intrinsic
+def count_ones(typingctx, word):
+    """Number of set bits of a word."""
+
+    def codegen(context, builder, signature, args):
+        return builder.ctpop(args[0])
+
+    return types.int64(types.uint64), codegen
 
 
 def _little_endian(builder, value):

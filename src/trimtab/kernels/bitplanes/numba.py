@@ -8,12 +8,11 @@ the size of `halves` alone, and the escapes that a word claims are counted befor
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from trimtab.kernels.bitplanes.ref import BLOCK, LANES, RUN, WIDTHS, plane_bytes
 from trimtab.kernels.jit import kernel
+from trimtab.kernels.words import count_ones, trailing_zeros
 
 __all__ = ["choose", "decode", "encode", "plane_bytes", "survey"]
 
@@ -27,26 +26,6 @@ _SPARE = 8  # bytes after a list of escapes that a group may read or write too m
 _ONE = np.uint64(1)
 _BLOCK, _LANES, _RUN, _WIDTHS = BLOCK, LANES, RUN, WIDTHS
 u8, u16, u64 = np.uint8, np.uint16, np.uint64
-
-
-@intrinsic
-def _trailing_zeros(typingctx, word):
-    """Number of zero bits below the lowest set bit of a word; 64 for zero."""
-
-    def codegen(context, builder, signature, args):
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.uint64(types.uint64), codegen
-
-
-@intrinsic
-def _ones(typingctx, word):
-    """Number of set bits of a word."""
-
-    def codegen(context, builder, signature, args):
-        return builder.ctpop(args[0])
-
-    return types.uint64(types.uint64), codegen
 
 
 @kernel(types.void(_HALVES, types.int64, types.int64[::1]))
@@ -174,12 +153,12 @@ def _gather(words, places, values, listed):
     num = 0
     for w in range(words.size):
         word = words[w]
-        count = np.int64(_ones(word))
+        count = np.int64(count_ones(word))
         source, target = values[8 * w :], listed[num:]
         done = u64(0)
         while True:
             for _ in range(_GROUP):
-                target[done] = source[places[_trailing_zeros(word)]]
+                target[done] = source[places[trailing_zeros(word)]]
                 word &= word - _ONE
                 done += _ONE
             if done >= u64(count):
@@ -194,14 +173,14 @@ def _scatter(words, places, listed, num_listed, values):
     num = 0
     for w in range(words.size):
         word = words[w]
-        count = np.int64(_ones(word))
+        count = np.int64(count_ones(word))
         if num + count > num_listed:
             return -1
         source, target = listed[num:], values[8 * w :]
         done = u64(0)
         while True:
             for _ in range(_GROUP):
-                target[places[_trailing_zeros(word)]] = source[done]
+                target[places[trailing_zeros(word)]] = source[done]
                 word &= word - _ONE
                 done += _ONE
             if done >= u64(count):

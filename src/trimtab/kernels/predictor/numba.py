@@ -22,6 +22,10 @@ _BLOCK = 2048
 _EDGES = types.Array(types.int64, 1, "C", readonly=True)
 _TAPS = np.array(TAPS, np.int32)
 _MAX_TAPS = 2 + (len(TAPS) - 2 + 3) // 4 * 4
+_LORENZO = np.zeros((max(NUM_TAPS) + 1, max(NUM_TAPS)), np.int32)  # by the number of taps
+for _size, _weights in zip(NUM_TAPS, LORENZO, strict=True):
+    for _tap, _weight in _weights.items():
+        _LORENZO[_size, TAPS.index(_tap)] = _weight
 _inline = numba.njit(forceinline=True, boundscheck=False, error_model="numpy")
 i32, u64 = np.int32, np.uint64
 
@@ -104,8 +108,94 @@ def _sum_four(flat, origin, width, taps, t, start, lane, sums):
         sums[k] = i32(sums[k] + first + i32(w2 * flat[a2 + k]) + i32(w3 * flat[a3 + k]))
 
 
+@_inline
+def _is_lorenzo(weights, shift, lorenzo):
+    same = shift == 0
+    for t in range(weights.size):
+        same = same and weights[t] == lorenzo[weights.size, t]
+    return same
+
+
+@_inline
+def _dimension(weights):
+    return 1 if weights.size == 2 else (2 if weights.size == 9 else 3)
+
+
+@_inline
+def _rows_of_lorenzo(r, rows_per_plane, dimension):
+    """Return how many rows Lorenzo prediction of row `r` of a band needs beside its own (0, 1 or 3), and the nearest."""
+    i, j = r // rows_per_plane, r % rows_per_plane
+    if dimension == 1 or r == 0:
+        return 0, r
+    if i > 0 and j > 0:
+        return 3, r - 1
+    return 1, (r - 1 if j > 0 else r - rows_per_plane)
+
+
+@kernel(types.void(_MATRIX, _EDGES, types.int64, types.int64, types.int64, types.int32[:, ::1]))
+def _encode_lorenzo(q, edges, rows_per_plane, lane, dimension, residual):
+    """Encode with Lorenzo weights: the difference along the row of what the other rows leave of it."""
+    margin, num = 2 * lane, residual.shape[1]
+    rest = np.empty(num + lane, np.int32)
+    for b in range(edges.size - 1):
+        band = q[edges[b] : edges[b + 1], margin - lane : margin + num]
+        for r in range(band.shape[0]):
+            num_rows, above = _rows_of_lorenzo(r, rows_per_plane, dimension)
+            own = band[r]
+            if num_rows == 3:
+                a, c, d = band[above], band[r - rows_per_plane], band[above - rows_per_plane]
+                for k in range(num + lane):
+                    rest[k] = i32(i32(own[k] - a[k]) - i32(c[k] - d[k]))
+            elif num_rows == 1:
+                a = band[above]
+                for k in range(num + lane):
+                    rest[k] = i32(own[k] - a[k])
+            else:
+                rest[:] = own
+            later, out = rest[lane:], residual[edges[b] + r]
+            for k in range(num):
+                out[k] = i32(later[k] - rest[k])
+
+
+@kernel(types.void(types.int32[:, ::1], _EDGES, types.int64, types.int64, types.boolean, types.int64))
+def _decode_lorenzo(q, edges, rows_per_plane, lane, linear, dimension):
+    """Decode with Lorenzo weights: a running sum along the row, and the other rows added to it."""
+    margin, num = 2 * lane, q.shape[1] - 4 * lane
+    for b in range(edges.size - 1):
+        band = q[edges[b] : edges[b + 1]]
+        for r in range(band.shape[0]):
+            _fill_left(band, r, rows_per_plane, lane, linear)
+            num_rows, above = _rows_of_lorenzo(r, rows_per_plane, dimension)
+            own = band[r, margin - lane : margin + num]
+            # where there are no other rows, these stand for zeros
+            a, c, d = band[above, margin - lane :], band[r, margin - lane :], band[r, margin - lane :]
+            if num_rows == 3:
+                c, d = band[r - rows_per_plane, margin - lane :], band[above - rows_per_plane, margin - lane :]
+            for k in range(lane):
+                total = own[k]
+                if num_rows > 0:
+                    total = i32(total - a[k])
+                if num_rows == 3:
+                    total = i32(total - i32(c[k] - d[k]))
+                for m in range(lane + k, own.size, lane):
+                    total = i32(total + own[m])
+                    own[m] = total
+            own = own[lane:]
+            a, c, d = a[lane:], c[lane:], d[lane:]
+            if num_rows == 3:
+                for k in range(own.size):
+                    own[k] = i32(i32(own[k] + a[k]) + i32(c[k] - d[k]))
+            elif num_rows == 1:
+                for k in range(own.size):
+                    own[k] = i32(own[k] + a[k])
+            _fill_right(band, r, lane)
+
+
 @kernel(types.void(_MATRIX, _EDGES, types.int64, types.int64, _VECTOR, types.int64, types.int32[:, ::1]))
 def encode(q, edges, rows_per_plane, lane, weights, shift, residual):
+    if _is_lorenzo(weights, shift, _LORENZO):
+        _encode_lorenzo(q, edges, rows_per_plane, lane, _dimension(weights), residual)
+        return
     margin, num = 2 * lane, residual.shape[1]
     taps = np.empty((_MAX_TAPS, 3), np.int64)
     half, low = i32((1 << shift) >> 1), i32(shift)
@@ -155,6 +245,9 @@ def _two_chains(a, b, first, second, low):
 
 @kernel(types.void(types.int32[:, ::1], _EDGES, types.int64, types.int64, types.boolean, _VECTOR, types.int64))
 def decode(q, edges, rows_per_plane, lane, linear, weights, shift):
+    if _is_lorenzo(weights, shift, _LORENZO):
+        _decode_lorenzo(q, edges, rows_per_plane, lane, linear, _dimension(weights))
+        return
     margin, num = 2 * lane, q.shape[1] - 4 * lane
     taps = np.empty((_MAX_TAPS, 3), np.int64)
     half, low = i32((1 << shift) >> 1), i32(shift)

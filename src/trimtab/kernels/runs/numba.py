@@ -1,0 +1,81 @@
+"""Runs of zero tokens as symbols of their own, fast: see ref.py for the format."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+
+from trimtab.kernels.jit import kernel
+from trimtab.kernels.runs.ref import MAX_POWER, NUM_TOKENS
+from trimtab.kernels.words import load64, store64, trailing_zeros
+
+__all__ = ["MAX_POWER", "NUM_TOKENS", "fold", "unfold"]
+
+_BYTES = types.Array(types.uint8, 1, "C", readonly=True)
+_TOKENS, _MAX_POWER = NUM_TOKENS, MAX_POWER
+u8, u64 = np.uint8, np.uint64
+
+
+@kernel(types.int64(types.int64, types.uint8[::1], types.int64))
+def _put_run(run, symbols, count):
+    """Write the symbols of a run of zeros from place `count` on; return the place behind them."""
+    for _ in range(run >> _MAX_POWER):
+        symbols[count] = u8(_TOKENS - 1 + _MAX_POWER)
+        count += 1
+    for power in range(_MAX_POWER):
+        if (run >> power) & 1:
+            symbols[count] = u8(_TOKENS - 1 + power if power > 0 else 0)
+            count += 1
+    return count
+
+
+@kernel(types.int64(_BYTES, types.uint8[::1]))
+def fold(tokens, symbols):
+    # for each short run its symbols in a word, so that most runs are written without a branch
+    words, lengths, digits = np.zeros(256, np.uint64), np.zeros(256, np.int64), np.zeros(8, np.uint8)
+    for run in range(256):
+        lengths[run] = _put_run(run, digits, 0)
+        for k in range(lengths[run]):
+            words[run] |= u64(digits[k]) << u64(8 * k)
+    base, address = types.uintp(tokens.ctypes.data), types.uintp(symbols.ctypes.data)
+    count, begin, whole = 0, 0, tokens.size // 8 * 8
+    for at in range(0, whole, 8):
+        word = load64(base + types.uintp(at))
+        # a byte's high bit is set where the byte, below 128, is not zero
+        found = ((word + u64(0x7F7F7F7F7F7F7F7F)) | word) & u64(0x8080808080808080)
+        while found != u64(0):
+            place = at + (trailing_zeros(found) >> 3)
+            found &= found - u64(1)
+            run = place - begin
+            if run < 256:
+                store64(address + types.uintp(count), words[run])
+                count += lengths[run]
+            else:
+                count = _put_run(run, symbols, count)
+            symbols[count] = tokens[place]
+            count += 1
+            begin = place + 1
+    for place in range(whole, tokens.size):
+        if tokens[place] != 0:
+            count = _put_run(place - begin, symbols, count)
+            symbols[count] = tokens[place]
+            count += 1
+            begin = place + 1
+    return _put_run(tokens.size - begin, symbols, count)
+
+
+@kernel(types.int64(_BYTES, types.uint8[::1]))
+def unfold(symbols, tokens):
+    values, lengths = np.zeros(256, np.uint8), np.full(256, np.int64(1) << 40)  # no tile is that long
+    for symbol in range(_TOKENS):
+        values[symbol], lengths[symbol] = u8(symbol), 1
+    for power in range(1, _MAX_POWER + 1):
+        lengths[_TOKENS - 1 + power] = np.int64(1) << power
+    tokens[:] = u8(0)
+    at = 0
+    for k in range(symbols.size):
+        if at >= tokens.size:
+            return -1
+        tokens[at] = values[symbols[k]]
+        at += lengths[symbols[k]]
+    return 0 if at == tokens.size else -1
