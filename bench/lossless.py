@@ -128,11 +128,17 @@ def _over_formula(arrays: Iterable[np.ndarray]) -> Metric:
 def _bars(models: Mapping[str, Weights], metrics: Mapping[str, Metric]) -> list[Bar]:
     bars = []
     for model in models:
-        zipnn = f"{model} bf16/zipnn"
+        zipnn, blosc = f"{model} bf16/zipnn", f"{model} bf16/blosc2-zstd"
         bars += [
             at_least(f"{model} bf16: ratio, tensor by tensor", 1.42, metrics.get(f"{model} bf16/{OURS}/ratio"), "x"),
             at_least(f"{model} bf16: encoding speed over zipnn's", 2.0, metrics.get(f"{zipnn}/encode_times"), "x"),
             at_least(f"{model} bf16: decoding speed over zipnn's", 1.0, metrics.get(f"{zipnn}/decode_times"), "x"),
+            at_least(
+                f"{model} bf16: encoding speed over blosc2-zstd's", 1.0, metrics.get(f"{blosc}/encode_times"), "x"
+            ),
+            at_least(
+                f"{model} bf16: decoding speed over blosc2-zstd's", 1.0, metrics.get(f"{blosc}/decode_times"), "x"
+            ),
             at_least(f"{model} fp32: ratio of the files", 1.19, metrics.get(f"{model} fp32/file/ratio"), "x"),
         ]
         over = [metrics[f"{model} {dtype}/{PUBLISHED}/over_formula"].value for dtype in DTYPES]

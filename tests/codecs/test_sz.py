@@ -17,12 +17,14 @@ from trimtab import kernels
 from trimtab.bounds import PSNR, Abs, Lossless, PointwiseRel, Rel, psnr
 from trimtab.codecs.codec import make_codec
 from trimtab.codecs.sz import SZ
+from trimtab.codecs.sz_tokens import CONTEXTS, HUFFMAN, RUNS
 from trimtab.codecs.tiling import MAX_TILE_SIZE, Fold
 from trimtab.errors import BoundError, FormatError, ShapeError
 from trimtab.packed import Header, Packed
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 BOUNDS = [Abs(0.01), Rel(1e-2), Rel(1e-4), PointwiseRel(0.01), PSNR(50.0)]
+LEVELS = ("fast", "balanced")
 SHAPES = [(), (0,), (1,), (3, 0, 2), (67,), (1009,), (37, 41), (500, 3), (11, 13, 17), (3, 5, 7, 11), (2, 3, 4, 5, 6)]
 SPECIAL = [math.nan, -math.nan, math.inf, -math.inf, -0.0, 0.0, 1e-42, -5e-324, 6e-8, 3e38, -1e300, 65504.0]
 
@@ -42,12 +44,13 @@ def same_buffers(a: Packed, b: Packed) -> bool:
     return a.header == b.header and all(np.array_equal(a.buffers[name], b.buffers[name]) for name in a.buffers)
 
 
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("bound", BOUNDS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_bound_holds(shape, dtype, bound):
+def test_bound_holds(shape, dtype, bound, level):
     x = wave(shape, dtype)
-    y = decoded(SZ().encode(x, bound))
+    y = decoded(SZ(level=level).encode(x, bound))
     assert y.shape == x.shape and y.dtype == x.dtype
     assert bound.allows(x, y)
 
@@ -66,8 +69,9 @@ def test_bound_holds(shape, dtype, bound):
             *(PSNR(10.0), PSNR(80.0), PSNR(300.0)),
         ]
     ),
+    level=st.sampled_from(LEVELS),
 )
-def test_bound_holds_on_anything(data, dtype, shape, scale, bound):
+def test_bound_holds_on_anything(data, dtype, shape, scale, bound, level):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     with np.errstate(over="ignore", under="ignore"):
         x = (np.cumsum(rng.normal(0, 1, math.prod(shape))) * scale).astype(dtype).reshape(shape)
@@ -75,21 +79,22 @@ def test_bound_holds_on_anything(data, dtype, shape, scale, bound):
     x.reshape(-1)[rng.permutation(x.size)[: special.size]] = special
     if isinstance(bound, PSNR) and not psnr(x, x) > 0:
         return
-    y = decoded(SZ().encode(x, bound))
+    y = decoded(SZ(level=level).encode(x, bound))
     assert y.dtype == x.dtype
     assert bound.allows(x, y)
 
 
-@pytest.mark.parametrize("bound", [Rel(1e-3), PointwiseRel(1e-3)], ids=str)
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("bound", [Rel(1e-3), Rel(0.1), PointwiseRel(1e-3)], ids=str)
 @pytest.mark.parametrize("shape", [(300,), (19, 23), (40, 3), (7, 9, 10), (36, 4, 6)], ids=str)
-def test_back_ends_agree(shape, bound):
+def test_back_ends_agree(shape, bound, level):
     x = wave(shape)
     x.reshape(-1)[[3, 70]] = np.nan, 1e9
     with kernels.backend("numba"):
-        fast = SZ().encode(x, bound)
+        fast = SZ(level=level).encode(x, bound)
         y = SZ().decode(fast)
     with kernels.backend("ref"):
-        slow = SZ().encode(x, bound)
+        slow = SZ(level=level).encode(x, bound)
         assert same_buffers(fast, slow)
         assert np.array_equal(y.view(np.uint32), SZ().decode(fast).view(np.uint32))
     assert fast.header.codec["id"] == "sz"
@@ -193,12 +198,13 @@ def broken(packed: Packed, header: dict[str, object] | None = None, **buffers: n
     return Packed(Header(**fields | (header or {})), dict(packed.buffers) | buffers)
 
 
-@pytest.mark.parametrize("bound", [Rel(1e-3), PointwiseRel(1e-2)], ids=str)
-def test_damage_raises_only_format_errors(bound):
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("bound", [Rel(1e-3), Rel(0.2), PointwiseRel(1e-2)], ids=str)
+def test_damage_raises_only_format_errors(bound, level):
     x = wave((9, 20, 30))
     x[::3, ::7, ::11] = 0
     x[1, 2, 3:5] = np.nan, 1e30
-    packed = SZ().encode(x, bound)
+    packed = SZ(level=level).encode(x, bound)
     data, tiles = packed.buffers["data"], packed.buffers["tiles"]
     rng = np.random.default_rng(0)
 
@@ -259,3 +265,29 @@ def test_outliers_outside_their_tile(position):
     else:
         with pytest.raises(FormatError, match="outlier"):
             SZ().decode(damaged)
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.3])
+@pytest.mark.parametrize("fill", [1e20, -9.96921e36, np.nan, -9999.0])
+def test_fill_values_do_not_spoil_the_rest(fill, share):
+    x = np.cumsum(np.random.default_rng(0).standard_normal((200, 300)), axis=1).astype(np.float32)
+    smooth = x.nbytes / SZ().encode(x, Abs(0.05)).num_bytes
+    land = np.zeros(x.shape, bool)
+    land[: max(1, round(share * 200)), : 1 if share < 0.01 else 300] = True
+    x[land] = fill
+    for level in LEVELS:
+        packed = SZ(level=level).encode(x, Abs(0.05))
+        y = SZ().decode(packed)
+        assert Abs(0.05).allows(x, y)
+        assert packed.header.codec["id"] == "sz"
+        assert x.nbytes / packed.num_bytes > 0.8 * smooth
+
+
+def test_every_coding_is_taken():
+    x = wave((20, 30, 40)).round()
+    rough = x + np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
+    cases = [(x, "balanced", CONTEXTS), (rough, "fast", HUFFMAN), (x, "fast", RUNS)]
+    for data, level, coding in cases:
+        packed = SZ(level=level).encode(data, Abs(0.2))
+        assert packed.buffers["data"][1] == coding
+        assert Abs(0.2).allows(data, decoded(packed))

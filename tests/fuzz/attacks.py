@@ -32,7 +32,10 @@ MEMORY = 1 << 30  # bytes that an attack may cost beyond what the imports took
 SIZE = 1505  # elements of the small files: odd, so that no wider dtype fits by chance
 SECONDS = 5.0  # that an attack may take
 BOUNDS: list[Bound] = [Lossless(), Abs(0.02), Rel(0.01), PointwiseRel(0.05), PSNR(50.0)]
-SETTINGS = {"enec": [{"mode": "escape"}, {"mode": "paper"}]}  # codecs whose settings change the format
+SETTINGS = {  # codecs whose settings change the format
+    "enec": [{"mode": "escape"}, {"mode": "paper"}],
+    "sz": [{"level": "fast"}, {"level": "balanced"}],
+}
 LOSSLESS = ["bfloat16", "float16", "float32", "float64", "int16", "uint8", "bool", "complex64", "float8_e5m2"]
 LOSSY = ["float32", "float64", "bfloat16"]
 

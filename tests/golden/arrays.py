@@ -86,4 +86,16 @@ def sz() -> dict[str, Case]:
     return cases
 
 
-FILES: dict[str, Callable[[], dict[str, Case]]] = {"raw": raw, "enec": enec, "enec-paper": enec_paper, "sz": sz}
+def sz_fast() -> dict[str, Case]:
+    arrays = {"many zeros": field("float32", 30, 40), "few zeros": field("float32", 12, 10, 10)}
+    bounds = {"many zeros": Abs(2.0), "few zeros": Abs(0.03)}
+    return {name: (x, bounds[name], SZ(level="fast")) for name, x in arrays.items()}
+
+
+FILES: dict[str, Callable[[], dict[str, Case]]] = {
+    "raw": raw,
+    "enec": enec,
+    "enec-paper": enec_paper,
+    "sz": sz,
+    "sz-fast": sz_fast,
+}

@@ -12,8 +12,14 @@ CASES = [
     np.zeros(1, np.uint8),
     np.zeros((1 << 17) + 12345, np.uint8),
     np.arange(1, 124, dtype=np.uint8),
-    *(RNG.choice(np.array([0, 1, 123], np.uint8), 5000, p=[p, 0.9 - 0.9 * p, 0.1 - 0.1 * p]) for p in (0.1, 0.9, 0.999)),
-    *(np.concatenate([[7], np.zeros(n), [9]]).astype(np.uint8) for n in (*range(1, 70), 255, 256, 257, 511, 2**15 - 1, 2**15, 2**15 + 1, 3 * 2**15 + 777)),
+    *(
+        RNG.choice(np.array([0, 1, 123], np.uint8), 5000, p=[p, 0.9 - 0.9 * p, 0.1 - 0.1 * p])
+        for p in (0.1, 0.9, 0.999)
+    ),
+    *(
+        np.concatenate([[7], np.zeros(n), [9]]).astype(np.uint8)
+        for n in (*range(1, 70), 255, 256, 257, 511, 2**15 - 1, 2**15, 2**15 + 1, 3 * 2**15 + 777)
+    ),
 ]
 
 

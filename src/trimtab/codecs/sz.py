@@ -28,8 +28,8 @@ a plane the last two of three.
 - ``tiles``: for each tile a uint64, the bytes of its payload.
 - ``data``: the payloads, one after another. A payload:
 
-  - uint8 shift (at most 16); uint8 coding of the tokens; seven uint32: bytes of the token block B, bytes of the extra bits E, number of outliers K,
-    bytes of the gaps, of the values, of the signs and of the zeros
+  - uint8 shift (at most 16); uint8 coding of the tokens; seven uint32: bytes of the token block B, bytes of the extra
+    bits E, number of outliers K, bytes of the gaps, of the values, of the signs and of the zeros
   - the weights, int16: 2, 9 or 22 for a tile of one, two or three axes (`trimtab.kernels.predictor` defines the taps,
     the bands and the order of decoding)
   - B bytes: the tokens of all rows. Coding 0: `trimtab.kernels.ans`, where ``back`` is the rows in a plane with three
@@ -208,10 +208,6 @@ def _plans(flat: np.ndarray, wide: np.ndarray, tiles: list[Tile], bound: Bound) 
     low, high = kernels.load("quantiser").extent(wide)
     if low > high or not math.isfinite(high - low):
         return
-    largest = max(abs(low), abs(high))
-    ulp = math.ldexp(
-        1.0, max(math.frexp(largest)[1], _MIN_EXPONENTS[flat.dtype.name]) - _SIGNIFICANT_BITS[flat.dtype.name]
-    )
     if isinstance(bound, PointwiseRel):
         margin = bound.value - math.ldexp(1.0, -_SIGNIFICANT_BITS[flat.dtype.name])
         if margin > 0:
@@ -223,6 +219,12 @@ def _plans(flat: np.ndarray, wide: np.ndarray, tiles: list[Tile], bound: Bound) 
     else:
         assert isinstance(bound, Abs | Rel)
         limit = bound.value * (high - low) if isinstance(bound, Rel) else bound.value
+    largest = max(abs(low), abs(high))
+    if largest >= limit * 2**31:  # no integer reaches that far: fill values such as 1e20, which are kept as they are
+        largest = float(np.max(np.abs(wide), where=np.abs(wide) < limit * 2**31, initial=0))
+    ulp = math.ldexp(
+        1.0, max(math.frexp(largest)[1], _MIN_EXPONENTS[flat.dtype.name]) - _SIGNIFICANT_BITS[flat.dtype.name]
+    )
     lattice = _lattice(wide, low, high)
     if lattice >= 2 * limit and largest < lattice * 2**30:
         yield _Params(scale="linear", step=lattice), limit, math.ceil(largest / lattice)

@@ -23,6 +23,7 @@ Scale = Literal["linear", "log2"]
 
 _HEAD = struct.Struct("<BB7I")
 _MAX_SHIFT = 16
+_MAX_FILL_VALUES = 4  # different outliers that may be many: they take few bytes
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class TileCoder:
         tile = self.tile
         q, outliers, signs, zeros = self.quantise(flat, wide, limit)
         values = tile.take(flat, outliers)
-        if outliers.size > tile.num_elements // 64 and np.isfinite(values).sum() > tile.num_elements // 64:
+        if outliers.size > tile.num_elements // 64 and _num_distinct(values) > _MAX_FILL_VALUES:
             return None
         y = self._stand_in(q, signs, zeros, flat.dtype)
         y[outliers] = values
@@ -178,6 +179,12 @@ class TileCoder:
 
 
 _NO_MASK = np.empty(0, np.uint8)
+
+
+def _num_distinct(values: np.ndarray) -> int:
+    """Return how many different finite values there are in a sample."""
+    sample = values[:: max(values.size // 1024, 1)]
+    return np.unique(sample[np.isfinite(sample)]).size
 
 
 def _bitmap(mask: np.ndarray) -> np.ndarray:

@@ -123,7 +123,7 @@ def _dimension(weights):
 
 @_inline
 def _rows_of_lorenzo(r, rows_per_plane, dimension):
-    """Return how many rows Lorenzo prediction of row `r` of a band needs beside its own (0, 1 or 3), and the nearest."""
+    """Return how many other rows Lorenzo prediction of row `r` of a band needs (0, 1 or 3), and the nearest one."""
     i, j = r // rows_per_plane, r % rows_per_plane
     if dimension == 1 or r == 0:
         return 0, r

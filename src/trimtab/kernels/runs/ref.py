@@ -1,7 +1,8 @@
 """Runs of zero tokens as symbols of their own, the specification.
 
 Symbols below 124 are tokens. Symbol 123 + j, for j from 1 to 15, is a run of 2^j zeros. A run of zeros of any length is
-cut into such runs and at most one single zero: as many of 2^15 as fit, then the binary digits of the rest, lowest first.
+cut into such runs and at most one single zero: as many of 2^15 as fit, then the binary digits of the rest, lowest
+first.
 """
 
 from __future__ import annotations
