@@ -211,7 +211,8 @@ class Reader:
 
     def __init__(self, source: str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray) -> None:
         if isinstance(source, (bytes, bytearray, memoryview, np.ndarray)):
-            self._view = memoryview(source).cast("B") if memoryview(source).nbytes else memoryview(b"")
+            view = memoryview(source)
+            self._view = view.cast("B") if view.nbytes else memoryview(b"")
         else:
             self._view = _map(Path(source))
         self._spans, self._start, self.metadata = _read_header(self._view)
@@ -274,8 +275,10 @@ class Reader:
     def _buffer(self, key: str) -> np.ndarray:
         span = self._spans[key]
         start, end = span.data_offsets
-        raw = np.frombuffer(self._view[self._start + start : self._start + end], np.uint8)
-        return raw.view(numpy_dtype(_DTYPES[span.dtype]))
+        dtype = numpy_dtype(_DTYPES[span.dtype])
+        if start == end:  # NumPy takes no view of nothing at the very end
+            return np.empty(0, dtype)
+        return np.frombuffer(self._view, dtype, (end - start) // dtype.itemsize, self._start + start)
 
 
 def _map(path: Path) -> memoryview:
@@ -304,7 +307,7 @@ def _read_header(view: memoryview) -> tuple[dict[str, _Span], int, dict[str, str
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(f"not a packed file: its header is not that of safetensors: {error}") from None
     end = 0
-    for name, span in sorted(spans.items(), key=lambda item: item[1].data_offsets):
+    for name, span in sorted(spans.items(), key=_span_order):
         if span.dtype not in _DTYPES:
             raise Corrupt(f"buffer {name!r} has unknown dtype {span.dtype!r}")
         start, stop = span.data_offsets
@@ -320,13 +323,16 @@ def _read_header(view: memoryview) -> tuple[dict[str, _Span], int, dict[str, str
     return spans, 8 + length, metadata
 
 
+def _span_order(item: tuple[str, _Span]) -> tuple[int, int]:
+    return item[1].data_offsets
+
+
 def _read_manifest(metadata: Mapping[str, str]) -> Manifest:
     text = metadata.get("trimtab")
     if text is None:
         raise FormatError("an ordinary safetensors file: nothing in it is packed; read it with the safetensors library")
     try:
-        version = _VERSION.decode(text).version
-        if version > FORMAT_VERSION:
+        if (version := _VERSION.decode(text).version) > FORMAT_VERSION:
             raise NewerVersion(
                 f"written in format version {version}; this trimtab reads up to {FORMAT_VERSION}. Upgrade trimtab"
             )

@@ -57,8 +57,8 @@ def raw() -> dict[str, Case]:
 
 
 def enec() -> dict[str, Case]:
-    arrays = {f"weights {name}": weights(name, 700) for name in NAMES if name != "float8_e8m0fnu"}
-    arrays |= {f"special {name}": with_specials(weights(name, 23, 31)) for name in FLOATS}
+    arrays = {f"weights {name}": weights(name, 1100) for name in NAMES if name != "float8_e8m0fnu"}
+    arrays |= {f"special {name}": with_specials(weights(name, 33, 37)) for name in FLOATS}
     arrays |= {"constant": np.full((600_001,), 3, np.int16), "block ends": weights("bfloat16", 4097)}
     return {name: (x, Lossless(), ENEC()) for name, x in arrays.items()}
 

@@ -21,7 +21,7 @@ Differences of mode "paper":
 The entry
 =========
 `params.layout` names one of three layouts. N is the number of elements in C order; numbers are little-endian; a complex
-number counts as its two parts. Arrays below 512 elements, and those that would not shrink, are stored by codec "raw".
+number counts as its two parts. Arrays below 1024 elements, and those that would not shrink, are stored by codec "raw".
 
 "escape", only bfloat16 (`trimtab.kernels.bitplanes` defines codes, blocks, planes and the order of escapes).
 params: ``base``, ``width`` w and ``next_width`` v, both 2 to 4. Chunks are 2**18 elements, the last one shorter.
@@ -76,8 +76,15 @@ from trimtab.packed import Header, Packed
 
 __all__ = ["ENEC", "HalvingParams", "published_bits", "search_params", "unmasked_groups"]
 
-_SMALL = 512  # elements below which the header would eat what the coding saves
+_SMALL = 1024  # elements below which what the coding saves is not worth the time and the header
 _OVERHEAD = 128  # bytes by which the header of an entry outgrows that of a raw one
+
+
+_LAYOUTS: dict[str, type[EscapeParams | PlaneParams | HalvingParams]] = {
+    "escape": EscapeParams,
+    "planes": PlaneParams,
+    "halving": HalvingParams,
+}
 
 
 class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="id", tag="enec"):
@@ -133,7 +140,10 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             Corrupt: params or buffers contradict each other.
             ShapeError: `out` does not fit.
         """
-        params = packed.params(EscapeParams | PlaneParams | HalvingParams)
+        layout = packed.header.params.get("layout")
+        if not isinstance(layout, str) or layout not in _LAYOUTS:
+            raise Corrupt(f"unknown layout {layout!r} at $.params.layout; expected one of {', '.join(_LAYOUTS)}")
+        params = packed.params(_LAYOUTS[layout])
         if packed.header.num_elements == 0:
             raise Corrupt("an empty array has no ENEC buffers; it is stored by codec 'raw'")
         if isinstance(params, EscapeParams):
