@@ -138,7 +138,12 @@ def scaling_table(record: Record) -> str:
         for row, subject in zip(rows, record.data, strict=True):
             row += [f"{record.metrics[f'{subject}/{name}/{phase}'].value:.2f}" for name in ("1 thread", "2 threads")]
             row.append(f"{record.metrics[f'{subject}/2 threads/{phase}_gain'].value:.2f}x")
-    return markdown(heads, rows)
+    controls = [
+        f"{key.removesuffix('/2 threads/gain')}: {metric.value:.2f}x"
+        for key, metric in record.metrics.items()
+        if key.startswith("control")
+    ]
+    return f"{markdown(heads, rows)}\n\nHashing data in the cache, for comparison: {'; '.join(controls)}."
 
 
 def startup_table(record: Record) -> str:
