@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import attacks
+from tests.fuzz import attacks, sources
 from trimtab.codecs import codec_ids, make_codec
 
 ROOT = Path(__file__).parents[2]
 
 
-def attack(codec_id: str, tmp_path: Path, *, num_flips: int, seed: int, seconds: float) -> str:
+def attack(
+    subject: str, tmp_path: Path, *, num_flips: int, seed: int, seconds: float, module: str = "tests.fuzz.attacks"
+) -> str:
     """Run the attacks in a process of their own and return its last line; fail with what it found."""
     log = tmp_path / "attack"
-    command = [sys.executable, "-W", "error", "-m", "tests.fuzz.attacks", codec_id, str(num_flips), str(seed), str(log)]
+    command = [sys.executable, "-W", "error", "-m", module, subject, str(num_flips), str(seed), str(log)]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
@@ -33,7 +35,7 @@ def attack(codec_id: str, tmp_path: Path, *, num_flips: int, seed: int, seconds:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory limit needs Linux")
 @pytest.mark.parametrize("codec_id", codec_ids())
 def test_damaged_files(codec_id, tmp_path):
-    last = attack(codec_id, tmp_path, num_flips=4000, seed=1, seconds=120)
+    last = attack(codec_id, tmp_path, num_flips=10_000, seed=1, seconds=240)
     assert int(last.split()[0]) > 10_000
 
 
@@ -43,6 +45,20 @@ def test_damaged_files(codec_id, tmp_path):
 @pytest.mark.parametrize("codec_id", codec_ids())
 def test_more_damaged_files(codec_id, seed, tmp_path):
     attack(codec_id, tmp_path, num_flips=50_000, seed=seed, seconds=280)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory limit needs Linux")
+@pytest.mark.parametrize("suffix", sources.SUFFIXES)
+def test_damaged_sources(suffix, tmp_path):
+    last = attack(suffix, tmp_path, num_flips=1000, seed=1, seconds=120, module="tests.fuzz.sources")
+    assert last == "1000 attacks"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory limit needs Linux")
+@pytest.mark.parametrize("suffix", sources.SUFFIXES)
+def test_more_damaged_sources(suffix, tmp_path):
+    attack(suffix, tmp_path, num_flips=10_000, seed=2, seconds=280, module="tests.fuzz.sources")
 
 
 # The attacks are worth something only if they would see a fault.

@@ -54,7 +54,7 @@ class CheckpointSource(Source):
             elif self.admit(name, str(leaf.dtype).removeprefix("torch."), tuple(leaf.shape)):
                 self._tensors[name] = leaf
 
-    def read(self, name: str) -> np.ndarray:
+    def _read(self, name: str) -> np.ndarray:
         x = as_numpy(self._tensors[name])
         if not (self._mapped and x.flags.c_contiguous):
             return np.array(x, order="C")

@@ -40,7 +40,7 @@ class HDF5Source(Source):
         if num_attributes:
             self.not_kept = f"attributes ({num_attributes} in the HDF5 file)"
 
-    def read(self, name: str) -> np.ndarray:
+    def _read(self, name: str) -> np.ndarray:
         dataset = self._file[name]
         x = np.empty(dataset.shape, dataset.dtype)
         try:

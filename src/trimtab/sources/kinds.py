@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import BackendUnavailable, Corrupt, FormatError, UsageError
-from trimtab.sources.source import Source, Spec
+from trimtab.sources.source import Source, Spec, damage_told
 from trimtab.sources.target import Target
 
 _READERS = {
@@ -53,7 +53,9 @@ def open_source(path: str | os.PathLike[str], *, tensors_only: bool = False) -> 
     kind = sniff(path)
     if kind == "packed":
         raise UsageError(f"{path} is already packed; look at it with 'trimtab inspect', or unpack it")
-    return _load(path, _READERS[kind])(path, tensors_only=tensors_only)
+    reader = _load(path, _READERS[kind])
+    with damage_told(path):
+        return reader(path, tensors_only=tensors_only)
 
 
 def create_target(path: str | os.PathLike[str], specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> Target:
@@ -125,11 +127,8 @@ def _load(path: Path, target: str) -> Any:
 
 
 def _sniff_zip(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise Corrupt(f"{path} is a damaged zip file (.npz or .pt): {error}") from None
+    with damage_told(path), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
     if any(name.endswith("/data.pkl") for name in names):
         return "checkpoint"
     if not names or any(name.endswith(".npy") for name in names):

@@ -35,7 +35,7 @@ class NpySource(Source):
         if self.admit(path.stem, dtype, shape) and have < math.prod(shape) * dtype.itemsize:
             raise Truncated(f"{path}: the elements need {math.prod(shape) * dtype.itemsize} bytes, the file has {have}")
 
-    def read(self, name: str) -> np.ndarray:
+    def _read(self, name: str) -> np.ndarray:
         with self.path.open("rb") as file:
             return _read_array(self.path, file)
 
@@ -57,7 +57,7 @@ class NpzSource(Source):
                 dtype, shape, _ = _read_header(path, file)
             self.admit(name, dtype, shape)
 
-    def read(self, name: str) -> np.ndarray:
+    def _read(self, name: str) -> np.ndarray:
         with self._open(f"{name}.npy") as file:
             return _read_array(self.path, file)
 

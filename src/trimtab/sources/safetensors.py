@@ -39,7 +39,7 @@ class SafetensorsSource(Source):
             if self.admit(name, _DTYPES.get(span["dtype"], span["dtype"]), tuple(span["shape"])):
                 self._starts[name] = 8 + length + span["data_offsets"][0]
 
-    def read(self, name: str) -> np.ndarray:
+    def _read(self, name: str) -> np.ndarray:
         x = np.empty(self.specs[name].shape, numpy_dtype(self.specs[name].dtype))
         with self.path.open("rb") as file:
             file.seek(self._starts[name])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, NamedTuple
@@ -11,7 +13,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from trimtab.dtypes import dtype_name, numpy_dtype
-from trimtab.errors import ShapeError, UsageError
+from trimtab.errors import Corrupt, ShapeError, TrimtabError, UsageError
 
 
 class Spec(NamedTuple):
@@ -23,6 +25,20 @@ class Spec(NamedTuple):
     @property
     def num_bytes(self) -> int:
         return math.prod(self.shape) * numpy_dtype(self.dtype).itemsize
+
+
+@contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """Raise Corrupt for whatever a library raises inside the ``with`` block: on damaged files that can be anything."""
+    try:
+        yield
+    except (TrimtabError, MemoryError, ImportError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the system's word about the file, not about what is in it
+        text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise Corrupt(f"{path} is damaged: {text[:200]}") from error
 
 
 class Source:
@@ -52,6 +68,10 @@ class Source:
         Raises:
             FormatError: the file is damaged.
         """
+        with damage_told(self.path):
+            return self._read(name)
+
+    def _read(self, name: str) -> np.ndarray:
         raise NotImplementedError
 
     def rename(self, name: str) -> None:

@@ -41,7 +41,7 @@ class ZarrSource(Source):
         if num_attributes:
             self.not_kept = f"attributes ({num_attributes} in the Zarr folder)"
 
-    def read(self, name: str) -> np.ndarray:
+    def _read(self, name: str) -> np.ndarray:
         array = self._arrays[name]
         x = np.empty(array.shape, np.dtype(array.dtype))
         try:
