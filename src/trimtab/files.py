@@ -188,7 +188,7 @@ class Writer:
                 shutil.copyfileobj(self._body, file, 1 << 22)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())
+            os.chmod(file.name, 0o666 & ~umask())
             os.replace(file.name, self.path)
 
 
@@ -371,7 +371,7 @@ def _position(items: list, item: Any) -> int:
     return items.index(item)
 
 
-def _umask() -> int:
+def umask() -> int:
     """Return the process's umask, which only setting it can tell."""
     mask = os.umask(0)
     os.umask(mask)

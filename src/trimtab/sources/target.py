@@ -14,6 +14,7 @@ import numpy as np
 
 from trimtab.dtypes import NAMES
 from trimtab.errors import ShapeError, UsageError
+from trimtab.files import umask
 from trimtab.sources.source import Spec
 
 
@@ -112,10 +113,3 @@ def one_spec(path: Path, specs: Mapping[str, Spec]) -> None:
     """
     if len(specs) != 1:
         raise UsageError(f"{path} can hold one array, not {len(specs)}; choose one with --entry, or unpack to .npz")
-
-
-def umask() -> int:
-    """Return the process's umask, which only setting it can tell."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
