@@ -10,8 +10,8 @@ miss the bound, NaN and infinities are kept as they are. Differences from the pu
   value;
 - where a sample of the elements are whole multiples of a power of two that is at least twice the bound (integers kept
   as floats, say), that is the step, and nothing is lost;
-- four axes and more are predicted as three, the leading ones joined: the eight rounding errors that the fourth axis adds
-  to a Lorenzo prediction cost more than it tells, except on very smooth fields;
+- four axes and more are predicted as three, the leading ones joined: the eight rounding errors that the fourth axis
+  adds to a Lorenzo prediction cost more than it tells, except on very smooth fields;
 - PSNR is measured and the step corrected, where SZ relies on an assumed distribution of errors;
 - the point-wise relative bound quantises log2 of the magnitude.
 
