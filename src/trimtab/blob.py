@@ -22,12 +22,11 @@ def join(parts: Sequence[bytes | memoryview]) -> bytes:
     size = sum(len(part) for part in parts)
     if size < _LARGE or _HUGE_PAGES is None or sys.implementation.name != "cpython":
         return b"".join(parts)
-    make = ctypes.pythonapi.PyBytes_FromStringAndSize
-    make.restype, make.argtypes = ctypes.py_object, (ctypes.c_char_p, ctypes.c_ssize_t)
-    locate = ctypes.pythonapi.PyBytes_AsString
-    locate.restype, locate.argtypes = ctypes.c_void_p, (ctypes.py_object,)
-    joined = make(None, size)
-    address = locate(joined)
+    # functions of our own: types set on those of `ctypes.pythonapi` would hold for the whole process
+    make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)
+    locate = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)
+    joined = make(("PyBytes_FromStringAndSize", ctypes.pythonapi))(None, size)
+    address = locate(("PyBytes_AsString", ctypes.pythonapi))(joined)
     start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (address + size - start) // mmap.PAGESIZE * mmap.PAGESIZE
     ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _HUGE_PAGES)
