@@ -67,7 +67,7 @@ from trimtab.codecs.codec import describe
 from trimtab.codecs.enec import ENEC
 from trimtab.codecs.sz_tile import Scale, TileCoder
 from trimtab.codecs.sz_tokens import Level
-from trimtab.codecs.tiling import Fold, Tile
+from trimtab.codecs.tiling import MAX_TILE_SIZE, Fold, Tile
 from trimtab.dtypes import FLOATS, dtype_name, numpy_dtype
 from trimtab.errors import BoundError, Corrupt, ShapeError
 from trimtab.packed import Header, Packed
@@ -119,11 +119,10 @@ class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
         lossless = ENEC()
         if flat.size < _SMALL:
             return lossless.encode(x, bound)
-        wide = flat if flat.dtype.itemsize > 2 else flat.astype(np.float32)
         fold = Fold.of(x.shape)
         tiles = fold.tiles()
-        for params, limit, largest in _plans(flat, wide, tiles, bound):
-            encoded = _encode_tiles(flat, wide, tiles, params, limit, largest, self.level)
+        for params, limit, largest in _plans(flat, tiles, bound):
+            encoded = _encode_tiles(flat, tiles, params, limit, largest, self.level)
             if encoded is None:
                 continue
             payloads, digests = encoded
@@ -179,7 +178,6 @@ def _working(name: str) -> np.dtype:
 
 def _encode_tiles(
     flat: np.ndarray,
-    wide: np.ndarray,
     tiles: list[Tile],
     params: _Params,
     limit: float,
@@ -194,8 +192,8 @@ def _encode_tiles(
         nonlocal failed
         if failed:
             return
-        coder = TileCoder(tiles[index], params.scale, params.step, wide.dtype)
-        encoded = coder.encode(flat, wide, limit, largest, level)
+        coder = TileCoder(tiles[index], params.scale, params.step, _working(flat.dtype.name))
+        encoded = coder.encode(flat, limit, largest, level)
         if encoded is None:
             failed = True
         else:
@@ -205,9 +203,9 @@ def _encode_tiles(
     return None if failed else (payloads, digests)
 
 
-def _plans(flat: np.ndarray, wide: np.ndarray, tiles: list[Tile], bound: Bound) -> Iterator[tuple[_Params, float, int]]:
+def _plans(flat: np.ndarray, tiles: list[Tile], bound: Bound) -> Iterator[tuple[_Params, float, int]]:
     """Yield ways to quantise, best first, with the limit for every element and the largest integer."""
-    low, high = kernels.load("quantiser").extent(wide)
+    low, high = _extent(flat)
     if low > high or not math.isfinite(high - low):
         return
     if isinstance(bound, PointwiseRel):
@@ -223,26 +221,46 @@ def _plans(flat: np.ndarray, wide: np.ndarray, tiles: list[Tile], bound: Bound) 
         limit = bound.value * (high - low) if isinstance(bound, Rel) else bound.value
     largest = max(abs(low), abs(high))
     if largest >= limit * 2**31:  # no integer reaches that far: fill values such as 1e20, which are kept as they are
-        largest = float(np.max(np.abs(wide), where=np.abs(wide) < limit * 2**31, initial=0))
+        largest = _largest_below(flat, limit * 2**31)
     ulp = math.ldexp(
         1.0, max(math.frexp(largest)[1], _MIN_EXPONENTS[flat.dtype.name]) - _SIGNIFICANT_BITS[flat.dtype.name]
     )
-    lattice = _lattice(wide, low, high)
+    lattice = _lattice(flat, low, high)
     if lattice >= 2 * limit and largest < lattice * 2**30:
-        yield _Params(scale="linear", step=lattice), limit, math.ceil(largest / lattice)
+        # a sum of errors is not measured here: what the sample did not show is kept exactly
+        lattice_limit = 0.0 if isinstance(bound, PSNR) else limit
+        yield _Params(scale="linear", step=lattice), lattice_limit, math.ceil(largest / lattice)
     step = 2 * max(limit - ulp, limit / 2 if flat.dtype.itemsize == 2 else 0.0)
     if isinstance(bound, PSNR):
-        step = _psnr_step(flat, wide, tiles, bound.value, high - low, 2 * limit)
+        step = _psnr_step(flat, tiles, bound.value, high - low, 2 * limit)
         limit = step  # as in the measurement: what misses it by far, or overflows the output dtype, is kept exactly
     if step > 0 and largest < step * 2**30:
         yield _Params(scale="linear", step=step), limit, math.ceil(largest / step) + 1
 
 
-def _lattice(wide: np.ndarray, low: float, high: float) -> float:
+def _widened(flat: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield pieces of `flat` in the dtype that it is quantised in."""
+    for start in range(0, flat.size, MAX_TILE_SIZE):
+        yield flat[start : start + MAX_TILE_SIZE].astype(_working(flat.dtype.name), copy=False)
+
+
+def _extent(flat: np.ndarray) -> tuple[float, float]:
+    """Return the least and the largest finite element; (inf, -inf) where there is none."""
+    lows, highs = zip(*map(kernels.load("quantiser").extent, _widened(flat)), strict=True)
+    return min(lows), max(highs)
+
+
+def _largest_below(flat: np.ndarray, reach: float) -> float:
+    """Return the largest magnitude below `reach`; 0 where there is none."""
+    magnitudes = map(np.abs, _widened(flat))
+    return float(max(np.max(piece, where=piece < reach, initial=0) for piece in magnitudes))
+
+
+def _lattice(flat: np.ndarray, low: float, high: float) -> float:
     """Return the largest power of two, or the one value there is, that a sample consists of whole multiples of."""
     if low == high:
         return abs(low) or 1.0
-    sample = wide[:: max(wide.size // _LATTICE_SAMPLE, 1)].astype(np.float64)
+    sample = flat[:: max(flat.size // _LATTICE_SAMPLE, 1)].astype(np.float64)
     fractions, exponents = np.frexp(sample[np.isfinite(sample) & (sample != 0)])
     if not fractions.size:
         return 0.0
@@ -256,15 +274,13 @@ def _psnr_limit(decibels: float, value_range: float) -> float:
     return math.sqrt(3) * value_range * 10 ** (-decibels / 20)
 
 
-def _psnr_step(
-    flat: np.ndarray, wide: np.ndarray, tiles: list[Tile], decibels: float, value_range: float, step: float
-) -> float:
+def _psnr_step(flat: np.ndarray, tiles: list[Tile], decibels: float, value_range: float, step: float) -> float:
     """Return a step, near the largest, whose measured PSNR is at least `decibels`; 0.0 if none was found."""
     found = 0.0
     for attempt in range(_PSNR_ATTEMPTS):
         if not step > 0:
             break
-        measured = _measured_psnr(flat, wide, tiles, step, value_range)
+        measured = _measured_psnr(flat, tiles, step, value_range)
         surplus = measured - decibels - _PSNR_SLACK
         if surplus >= 0:
             found = step
@@ -279,11 +295,12 @@ def _psnr_step(
     return found
 
 
-def _measured_psnr(flat: np.ndarray, wide: np.ndarray, tiles: list[Tile], step: float, value_range: float) -> float:
+def _measured_psnr(flat: np.ndarray, tiles: list[Tile], step: float, value_range: float) -> float:
     errors = np.zeros(len(tiles))
 
     def measure(index: int) -> None:
-        errors[index] = TileCoder(tiles[index], "linear", step, wide.dtype).squared_error(flat, wide)
+        coder = TileCoder(tiles[index], "linear", step, _working(flat.dtype.name))
+        errors[index] = coder.squared_error(flat)
 
     kernels.for_each(measure, len(tiles))
     total = float(errors.sum())

@@ -35,16 +35,13 @@ class TileCoder:
     step: float
     dtype: np.dtype
 
-    def encode(
-        self, flat: np.ndarray, wide: np.ndarray, limit: float, largest: int, level: Level
-    ) -> tuple[np.ndarray, int] | None:
+    def encode(self, flat: np.ndarray, limit: float, largest: int, level: Level) -> tuple[np.ndarray, int] | None:
         """Return the payload (uint8) and the digest of what it decodes to; None if too many elements miss the limit.
 
-        `flat` is the whole array in C order, `wide` the same in the working dtype. No integer that
-        an element quantises to exceeds `largest` in magnitude.
+        `flat` is the whole array in C order. No integer that an element quantises to exceeds `largest` in magnitude.
         """
         tile = self.tile
-        q, outliers, signs, zeros = self.quantise(flat, wide, limit)
+        q, outliers, signs, zeros = self.quantise(flat, limit)
         values = tile.take(flat, outliers)
         if outliers.size > tile.num_elements // 64 and _num_distinct(values) > _MAX_FILL_VALUES:
             return None
@@ -100,9 +97,9 @@ class TileCoder:
             tile.view(flat)[...] = self._stand_in(q, signs, zeros, flat.dtype).reshape(tile.extents)
         tile.put(flat, positions, _inflate(values, flat.dtype, num_outliers))
 
-    def squared_error(self, flat: np.ndarray, wide: np.ndarray) -> float:
+    def squared_error(self, flat: np.ndarray) -> float:
         """Return the sum over finite elements of the squared error that quantisation alone makes."""
-        q, outliers, *_ = self.quantise(flat, wide, self.step)
+        q, outliers, *_ = self.quantise(flat, self.step)
         x = self.tile.view(flat).reshape(-1)
         error = self._stand_in(q, _NO_MASK, _NO_MASK, flat.dtype).astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):  # infinities are outliers, and these are kept exactly
@@ -110,9 +107,7 @@ class TileCoder:
             error[outliers] = 0
             return float(np.square(error, out=error).sum())
 
-    def quantise(
-        self, flat: np.ndarray, wide: np.ndarray, limit: float
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def quantise(self, flat: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return the integers (int32 rows with margins), the outliers' positions (uint32), sign and zero bitmaps.
 
         An outlier is an element whose stand-in, in the array's own dtype, misses the limit. The bitmaps are empty where
@@ -123,14 +118,14 @@ class TileCoder:
         q = np.empty((tile.num_rows, tile.row_length + 2 * tile.margin), np.int32)
         outliers = np.empty(tile.num_rows * tile.row_length, np.uint32)
         if self.scale == "linear" and flat.dtype == self.dtype:
-            count = quantise(tile.clip(wide), tile.starts(), self.step, limit, tile.margin, q, outliers)
+            count = quantise(tile.clip(flat), tile.starts(), self.step, limit, tile.margin, q, outliers)
             return q, outliers[:count].copy(), _NO_MASK, _NO_MASK
         x = np.ascontiguousarray(tile.view(flat)).reshape(-1)
         exact = x.astype(np.float64)
         signs = zeros = _NO_MASK
         if self.scale == "linear":
             quantise(
-                np.ascontiguousarray(tile.view(wide)).reshape(-1),
+                x.astype(self.dtype),
                 tile.local_starts(),
                 self.step,
                 limit,
