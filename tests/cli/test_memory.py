@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trimtab.dtypes import numpy_dtype
 from trimtab.sources import Spec, create_target
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kB on Linux only")
@@ -31,14 +32,14 @@ def peak_bytes(*args: object) -> int:
     return peak
 
 
-def write(path: Path, num_arrays: int, num_elements: int) -> Path:
-    """Write float32 arrays as trained weights have them."""
+def write(path: Path, num_arrays: int, num_elements: int, dtype: str = "float32") -> Path:
+    """Write arrays as trained weights have them."""
     rng = np.random.default_rng(0)
     names = [f"layer.{i}" for i in range(num_arrays)]
-    with create_target(path, {name: Spec("float32", (num_elements // 1000, 1000)) for name in names}, {}) as target:
+    with create_target(path, {name: Spec(dtype, (num_elements // 1000, 1000)) for name in names}, {}) as target:
         for name in names:
             x = rng.standard_normal(num_elements, dtype=np.float32)
-            target.add(name, (0.02 * x).reshape(-1, 1000))
+            target.add(name, (0.02 * x).reshape(-1, 1000).astype(numpy_dtype(dtype), copy=False))
     return path
 
 
@@ -63,6 +64,14 @@ def test_one_large_array(tmp_path, suffix, flags):
     assert peak_bytes("pack", source, packed, *flags) < limit
     assert peak_bytes("verify", packed, "--against", source) < limit
     assert peak_bytes("unpack", packed, back) < limit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--rel", "1e-2"], ["--pointwise-rel", "1e-2"], ["--psnr", "40"]])
+def test_one_large_array_of_short_floats(tmp_path, flags):
+    source, packed = tmp_path / "a.safetensors", tmp_path / "a.tt"
+    write(source, num_arrays=1, num_elements=210_000_000, dtype="bfloat16")
+    assert peak_bytes("pack", source, packed, *flags) < 2 * 420_000_000 + 300 * 10**6
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):

@@ -55,6 +55,7 @@ to a 2-byte dtype. Outliers are put in last.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
@@ -74,6 +75,7 @@ from trimtab.packed import Header, Packed
 
 _WORKING_DTYPES = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
 _SMALL = 64
+_WORTH = 0.9  # packed arrays are at most this part of the plain ones
 _LATTICE_SAMPLE = 4096
 _PSNR_ATTEMPTS = 8
 _PSNR_SLACK = 1e-6  # dB, for sums in another order
@@ -125,14 +127,11 @@ class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
             encoded = _encode_tiles(flat, tiles, params, limit, largest, self.level)
             if encoded is None:
                 continue
-            payloads, digests = encoded
-            sizes = np.array([payload.size for payload in payloads], np.uint64)
-            if sizes.sum() + sizes.nbytes >= 0.9 * flat.nbytes:
-                break
+            sizes, data, digests = encoded
             header = Header(
                 codec=describe(self), bound=bound, dtype=name, shape=x.shape, params=msgspec.to_builtins(params)
             )
-            return Packed(header, {"tiles": sizes, "data": np.concatenate(payloads)}, digests)
+            return Packed(header, {"tiles": sizes, "data": data}, digests)
         return lossless.encode(x, bound)
 
     def decode(self, packed: Packed, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -183,24 +182,42 @@ def _encode_tiles(
     limit: float,
     largest: int,
     level: Level,
-) -> tuple[list[np.ndarray], list[int]] | None:
-    """Return the payloads and the digests of all tiles, or None if too many elements do not fit the plan."""
-    payloads, digests = [np.empty(0, np.uint8)] * len(tiles), [0] * len(tiles)
+) -> tuple[np.ndarray, np.ndarray, list[int]] | None:
+    """Return the sizes of all payloads, the payloads, and the digests of the tiles.
+
+    None if too many elements do not fit the plan, or if the array would not shrink by a tenth.
+    """
+    sizes, digests = np.zeros(len(tiles), np.uint64), [0] * len(tiles)
+    data = np.empty(int(_WORTH * flat.nbytes) - sizes.nbytes, np.uint8)
+    waiting: dict[int, np.ndarray] = {}  # payloads whose turn it is not yet: no more than there are threads, about
+    num_done = end = 0
     failed = False
+    lock = threading.Lock()
 
     def encode_tile(index: int) -> None:
-        nonlocal failed
+        nonlocal num_done, end, failed
         if failed:
             return
         coder = TileCoder(tiles[index], params.scale, params.step, _working(flat.dtype.name))
         encoded = coder.encode(flat, limit, largest, level)
-        if encoded is None:
-            failed = True
-        else:
-            payloads[index], digests[index] = encoded
+        with lock:
+            if encoded is None:
+                failed = True
+                return
+            waiting[index], digests[index] = encoded
+            while num_done in waiting and not failed:
+                payload = waiting.pop(num_done)
+                failed = end + payload.size > data.size
+                if not failed:
+                    data[end : end + payload.size] = payload
+                    sizes[num_done] = payload.size
+                    num_done, end = num_done + 1, end + payload.size
 
     kernels.for_each(encode_tile, len(tiles))
-    return None if failed else (payloads, digests)
+    if failed:
+        return None
+    data.resize(end, refcheck=False)
+    return sizes, data, digests
 
 
 def _plans(flat: np.ndarray, tiles: list[Tile], bound: Bound) -> Iterator[tuple[_Params, float, int]]:
