@@ -70,6 +70,6 @@ $(VENV)/.demo-data: | $(VENV)/bin/python
 	@touch $@
 
 $(BENCH_VENV)/.bench: $(PINS) bench/requirements.txt bench/inputs.txt | $(BENCH_VENV)/bin/python
-	$(BENCH_VENV)/bin/python $(PIP_INSTALL) -e '.[plot]' -r bench/requirements.txt
+	$(BENCH_VENV)/bin/python $(PIP_INSTALL) -e . -r bench/requirements.txt
 	$(BENCH_VENV)/bin/python $(PIP_INSTALL) --no-deps -r bench/inputs.txt
 	@touch $@

@@ -154,7 +154,7 @@ def test_a_safetensors_header_may_have_any_length(tmp_path, length):
         (b"hello, world, here I am", UsageError, "no kind that can be read"),
         (b"CDF\x01" + bytes(30), UsageError, "nccopy"),
         (b"PK\x03\x04" + bytes(30), Corrupt, "damaged: .*zip"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(30), Corrupt, "damaged HDF5"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(30), Corrupt, "damaged: "),
         (b"\x93NUMPY\x01\x00", Corrupt, "header"),
         (b"\x20" + bytes(7) + b"{" + bytes(31), Corrupt, "not JSON"),
         (b"\x80\x02junk" + bytes(30), Corrupt, "cannot be read"),
@@ -317,7 +317,7 @@ def test_zarr_chunks_are_bounded(tmp_path):
 def test_damaged_zarr(tmp_path):
     write(tmp_path / "x.zarr", {"x": np.arange(3.0)})
     (tmp_path / "x.zarr" / "zarr.json").write_text("{")
-    with pytest.raises(Corrupt, match="damaged Zarr"):
+    with pytest.raises(Corrupt, match="damaged: "):
         open_source(tmp_path / "x.zarr")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="is a folder"):

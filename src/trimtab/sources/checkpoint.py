@@ -19,7 +19,7 @@ import torch
 
 from trimtab.arrays import as_numpy
 from trimtab.dtypes import NAMES
-from trimtab.errors import Corrupt, UsageError
+from trimtab.errors import UsageError
 from trimtab.sources.source import Source
 from trimtab.sources.target import Target
 
@@ -42,8 +42,6 @@ class CheckpointSource(Source):
                 f"{path} holds more than tensors and plain values ({_first_line(error)}), and loading it could run "
                 "code; save model.state_dict() instead"
             ) from None
-        except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-            raise Corrupt(f"{path} cannot be read as a PyTorch checkpoint: {_first_line(error)}") from None
         self._tensors: dict[str, Any] = {}
         for name, leaf in _leaves(loaded, ""):
             name = name or path.stem

@@ -22,13 +22,10 @@ class HDF5Source(Source):
 
     def __init__(self, path: Path, *, tensors_only: bool) -> None:
         super().__init__(path, tensors_only=tensors_only)
-        try:
-            self._file = h5py.File(path, "r")
-            num_attributes = len(self._file.attrs)
-            found: list[tuple[str, Any]] = []
-            self._file.visititems(lambda name, item: found.append((name, item)))
-        except (OSError, RuntimeError) as error:
-            raise Corrupt(f"{path} is a damaged HDF5 file: {error}") from None
+        self._file = h5py.File(path, "r")
+        num_attributes = len(self._file.attrs)
+        found: list[tuple[str, Any]] = []
+        self._file.visititems(lambda name, item: found.append((name, item)))
         for name, item in found:
             num_attributes += len(item.attrs)
             if isinstance(item, h5py.Group):

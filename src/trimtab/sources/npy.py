@@ -65,10 +65,7 @@ class NpzSource(Source):
         self._zip.close()
 
     def _open(self, member: str) -> BinaryIO:
-        try:
-            return self._zip.open(member)  # type: ignore[return-value]
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, odd compression
-            raise Corrupt(f"{self.path}: member {member!r} cannot be read: {error}") from None
+        return self._zip.open(member)  # type: ignore[return-value]
 
 
 class NpyTarget(Target):

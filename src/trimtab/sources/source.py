@@ -38,7 +38,7 @@ def damage_told(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # the system's word about the file, not about what is in it
         text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise Corrupt(f"{path} is damaged: {text[:200]}") from error
+        raise Corrupt(f"{path} cannot be read, or is damaged: {text[:200]}") from error
 
 
 class Source:

@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 
 from trimtab.dtypes import NAMES
-from trimtab.errors import Corrupt, UsageError
+from trimtab.errors import UsageError
 from trimtab.sources.npy import native
 from trimtab.sources.source import Source
 from trimtab.sources.target import FolderTarget
@@ -27,11 +27,8 @@ class ZarrSource(Source):
 
     def __init__(self, path: Path, *, tensors_only: bool) -> None:
         super().__init__(path, tensors_only=tensors_only)
-        try:
-            root = zarr.open(str(path), mode="r")
-            members = [("", root), *(root.members(max_depth=None) if isinstance(root, zarr.Group) else ())]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Corrupt(f"{path} is a damaged Zarr folder: {error}") from None
+        root = zarr.open(str(path), mode="r")
+        members = [("", root), *(root.members(max_depth=None) if isinstance(root, zarr.Group) else ())]
         self._arrays: dict[str, Any] = {}
         for name, item in sorted(members, key=lambda member: member[0]):
             name = name or path.stem
@@ -44,11 +41,8 @@ class ZarrSource(Source):
     def _read(self, name: str) -> np.ndarray:
         array = self._arrays[name]
         x = np.empty(array.shape, np.dtype(array.dtype))
-        try:
-            for slab in _slabs(array.shape, array.chunks):
-                x[slab] = array[slab]
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise Corrupt(f"{self.path}: array {name!r} cannot be read: {error}") from None
+        for slab in _slabs(array.shape, array.chunks):
+            x[slab] = array[slab]
         return native(x)
 
 
