@@ -1,4 +1,4 @@
-"""Machine words inside kernels: unaligned 64-bit loads and stores (little-endian everywhere), shifts, bit counts.
+"""Machine words inside kernels: unaligned loads and stores (little-endian everywhere), shifts, bit counts.
 
 Kernels that call these are cached, and the cache does not notice edits here: a new meaning needs a new name.
 """
@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-_WORD = ir.IntType(64)
+_WORD, _HALF_WORD = ir.IntType(64), ir.IntType(32)
 
 
 @intrinsic
@@ -33,6 +33,18 @@ def store64(typingctx, address, value):
     def codegen(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], _WORD.as_pointer())
         builder.store(_little_endian(builder, args[1]), pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.uint64), codegen
+
+
+@intrinsic
+def store32(typingctx, address, value):
+    """Write the lower 4 bytes of a word at any address."""
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], _HALF_WORD.as_pointer())
+        builder.store(_little_endian(builder, builder.trunc(args[1], _HALF_WORD)), pointer, align=1)
         return context.get_dummy_value()
 
     return types.void(types.uintp, types.uint64), codegen
@@ -71,5 +83,7 @@ def count_ones(typingctx, word):
 def _little_endian(builder, value):
     if sys.byteorder == "little":
         return value
-    swap = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_WORD, [_WORD]), "llvm.bswap.i64")
+    swap = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(value.type, [value.type]), f"llvm.bswap.i{value.type.width}"
+    )
     return builder.call(swap, [value])

@@ -1,8 +1,8 @@
 """Huffman coding of bytes, fast: see ref.py for the format.
 
-The decoder looks up 11 bits at a time and takes five symbols from each 64-bit load. It is safe on hostile input without
-a test a symbol: every table entry has a length of 1 to 11, loads are clamped to the block, output positions come from
-the size of `out` alone, and the ends of the streams are compared afterwards.
+The decoder looks up 11 bits at a time, which hold up to three symbols, five times for each 64-bit load. It is safe on
+hostile input without a test a symbol: every table entry has a length of 1 to 11, loads are clamped to the block, a
+stream goes on only while there is room for the most that a step can write, and the ends are compared afterwards.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trimtab.kernels.huffman.ref import (
     max_block_size,
 )
 from trimtab.kernels.jit import kernel
-from trimtab.kernels.words import load64, store64
+from trimtab.kernels.words import load64, store32, store64
 
 __all__ = [
     "MAX_LENGTH",
@@ -40,7 +40,9 @@ _LOW_BYTE = np.uint64(255)
 _MAX_LENGTH = MAX_LENGTH
 _MAX_HEADER = MAX_HEADER
 _SIZES_BYTES = 4 * (NUM_STREAMS - 1)
+_WORTH_STRIDES = 256  # symbols a stream from which a table of several symbols at a time is worth filling
 u64 = np.uint64
+_inline = numba.njit(forceinline=True, boundscheck=False, error_model="numpy")
 
 
 @kernel(types.void(_BYTES, types.int64[::1]))
@@ -257,23 +259,40 @@ def _decode_table(lengths, table):
     return num_symbols
 
 
-@numba.njit(forceinline=True, boundscheck=False, error_model="numpy")
-def _five(base, limit, position, table):
-    """Decode five symbols at a bit position: return them, first in the lowest byte, and the position after them."""
+@kernel(types.void(types.uint16[::1], types.uint64[::1]))
+def _fill_strides(table, strides):
+    """Fill `strides[next 11 bits]` with the whole codes among them: bits | symbols << 8 | up to three symbols << 32."""
+    for k in range(_TABLE_SIZE):
+        width, count, symbols = u64(0), u64(0), u64(0)
+        while count < u64(3):
+            entry = u64(table[u64(k) >> width])
+            if width + (entry & u64(63)) > u64(_MAX_LENGTH):
+                break
+            symbols |= (entry >> u64(8)) << (count << u64(3))
+            width += entry & u64(63)
+            count += u64(1)
+        strides[k] = symbols << u64(32) | count << u64(8) | width
+
+
+@_inline
+def _stride(bits, strides, to):
+    """Decode up to three symbols: store them at address `to`, a fourth byte with them, and return what was used."""
+    entry = strides[bits & _TABLE_MASK]
+    store32(to, entry >> u64(32))
+    return entry, bits >> (entry & u64(63)), to + ((entry >> u64(8)) & _LOW_BYTE)
+
+
+@_inline
+def _five_strides(base, limit, position, strides, to):
+    """Decode up to 15 symbols from one load at a bit position; return where both go on."""
     at = min(position >> u64(3), limit)
     bits = load64(base + at) >> ((position - (at << u64(3))) & u64(63))
-    a = u64(table[bits & _TABLE_MASK])
-    bits >>= a & u64(63)
-    b = u64(table[bits & _TABLE_MASK])
-    bits >>= b & u64(63)
-    c = u64(table[bits & _TABLE_MASK])
-    bits >>= c & u64(63)
-    d = u64(table[bits & _TABLE_MASK])
-    bits >>= d & u64(63)
-    e = u64(table[bits & _TABLE_MASK])
-    high = u64(0xFF00)
-    symbols = (a >> u64(8)) | (b & high) | ((c & high) << u64(8)) | ((d & high) << u64(16)) | ((e & high) << u64(24))
-    return symbols, position + ((a + b + c + d + e) & u64(255))
+    a, bits, to = _stride(bits, strides, to)
+    b, bits, to = _stride(bits, strides, to)
+    c, bits, to = _stride(bits, strides, to)
+    d, bits, to = _stride(bits, strides, to)
+    e, bits, to = _stride(bits, strides, to)
+    return to, position + ((a + b + c + d + e) & _LOW_BYTE)
 
 
 @kernel(types.int64(_BYTES, types.uint8[::1]))
@@ -292,7 +311,7 @@ def decode_block(block, out):
     start = used + _SIZES_BYTES
     if block.size < start:
         return -1
-    begins, positions = np.empty(9, np.int64), np.empty(8, np.uint64)
+    begins = np.empty(9, np.int64)
     begins[0] = start
     for s in range(7):
         size = np.int64(0)
@@ -302,45 +321,40 @@ def decode_block(block, out):
     begins[8] = block.size
     if begins[7] > block.size:
         return -1
-    for s in range(8):
-        positions[s] = u64(begins[s]) << u64(3)
     # a block with two or more symbols is longer than its sizes, so 8 bytes can be loaded from `limit`
     base, limit = types.uintp(block.ctypes.data), u64(block.size - 8)
-    per = (out.size + 7) // 8
-    last = max(out.size - 7 * per, 0)
-    whole = (
-        max(last - 3, 0) // 5 * 5
-    )  # a store writes three bytes too many, which must stay within the stream's own part
-    p0, p1, p2, p3 = positions[0], positions[1], positions[2], positions[3]
-    p4, p5, p6, p7 = positions[4], positions[5], positions[6], positions[7]
-    to, step = types.uintp(out.ctypes.data), types.uintp(per)
-    for i in range(0, whole, 5):
-        at = to + types.uintp(i)
-        v0, p0 = _five(base, limit, p0, table)
-        v1, p1 = _five(base, limit, p1, table)
-        v2, p2 = _five(base, limit, p2, table)
-        v3, p3 = _five(base, limit, p3, table)
-        v4, p4 = _five(base, limit, p4, table)
-        v5, p5 = _five(base, limit, p5, table)
-        v6, p6 = _five(base, limit, p6, table)
-        v7, p7 = _five(base, limit, p7, table)
-        store64(at, v0)
-        store64(at + step, v1)
-        store64(at + u64(2) * step, v2)
-        store64(at + u64(3) * step, v3)
-        store64(at + u64(4) * step, v4)
-        store64(at + u64(5) * step, v5)
-        store64(at + u64(6) * step, v6)
-        store64(at + u64(7) * step, v7)
-    positions[0], positions[1], positions[2], positions[3] = p0, p1, p2, p3
-    positions[4], positions[5], positions[6], positions[7] = p4, p5, p6, p7
-    for s in range(8):
-        position = positions[s]
-        for i in range(min(s * per + whole, out.size), min((s + 1) * per, out.size)):
-            at = min(position >> u64(3), limit)
-            entry = table[(load64(base + at) >> ((position - (at << u64(3))) & u64(63))) & _TABLE_MASK]
-            out[i] = np.uint8(entry >> 8)
-            position += u64(entry & 255)
-        if (position + u64(7)) >> u64(3) != u64(begins[s + 1]):
-            return -1
+    origin, per = types.uintp(out.ctypes.data), (out.size + 7) // 8
+    strides = np.empty(_TABLE_SIZE, np.uint64)
+    if per >= _WORTH_STRIDES:
+        _fill_strides(table, strides)
+    positions, places = np.empty(4, np.uint64), np.empty(4, np.int64)
+    for h in range(0, 8, 4):  # four streams at a time: more would not fit into the registers
+        p0, p1 = u64(begins[h]) << u64(3), u64(begins[h + 1]) << u64(3)
+        p2, p3 = u64(begins[h + 2]) << u64(3), u64(begins[h + 3]) << u64(3)
+        t0 = origin + types.uintp(min(h * per, out.size))
+        t1 = end0 = origin + types.uintp(min((h + 1) * per, out.size))
+        t2 = end1 = origin + types.uintp(min((h + 2) * per, out.size))
+        t3 = end2 = origin + types.uintp(min((h + 3) * per, out.size))
+        end3 = origin + types.uintp(min((h + 4) * per, out.size))
+        left = per if per >= _WORTH_STRIDES else 0
+        while left > 0:
+            least = min(np.int64(end0 - t0), np.int64(end1 - t1), np.int64(end2 - t2), np.int64(end3 - t3))
+            left = (least - 1) // 15  # a step writes at most 16 bytes: 15 symbols and one too many
+            for _ in range(left):
+                t0, p0 = _five_strides(base, limit, p0, strides, t0)
+                t1, p1 = _five_strides(base, limit, p1, strides, t1)
+                t2, p2 = _five_strides(base, limit, p2, strides, t2)
+                t3, p3 = _five_strides(base, limit, p3, strides, t3)
+        positions[0], positions[1], positions[2], positions[3] = p0, p1, p2, p3
+        places[0], places[1] = np.int64(t0 - origin), np.int64(t1 - origin)
+        places[2], places[3] = np.int64(t2 - origin), np.int64(t3 - origin)
+        for s in range(4):
+            position = positions[s]
+            for i in range(places[s], min((h + s + 1) * per, out.size)):
+                at = min(position >> u64(3), limit)
+                entry = table[(load64(base + at) >> ((position - (at << u64(3))) & u64(63))) & _TABLE_MASK]
+                out[i] = np.uint8(entry >> 8)
+                position += u64(entry & 255)
+            if (position + u64(7)) >> u64(3) != u64(begins[h + s + 1]):
+                return -1
     return 0
