@@ -19,7 +19,7 @@ from trimtab.errors import BoundError, Corrupt, FormatError, ShapeError
 
 X = sample("float32", (60, 70)).cumsum(1)
 CONFIGS = [
-    {"id": "trimtab.enec", "mode": "escape"},
+    {"id": "trimtab.enec", "mode": "fast"},
     {"id": "trimtab.enec", "mode": "paper"},
     {"id": "trimtab.raw"},
     {"id": "trimtab.sz", "bound": {"kind": "abs", "value": 0.01}},

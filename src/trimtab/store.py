@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from trimtab.arrays import Array, as_numpy, as_torch
 from trimtab.bounds import Bound, Lossless
-from trimtab.codecs import ENEC, SZ, Codec, make_codec
+from trimtab.codecs import Codec, make_codec
 from trimtab.dtypes import FLOATS, dtype_name
 from trimtab.errors import BoundError, Corrupt, NewerVersion, UnknownCodec, UsageError
 from trimtab.files import Reader, Writer, checksum, to_bytes
@@ -19,16 +19,20 @@ from trimtab.packed import Header, Packed, digest
 Framework = Literal["np", "pt"]
 """What comes back: NumPy arrays or PyTorch tensors, in the words of the safetensors library."""
 
+Level = Literal["fast", "balanced", "ratio"]
+"""How much time packing and unpacking may take for a better ratio; all that is packed is unpacked alike."""
 
-def compress(x: Array, bound: Bound = Lossless(), *, codec: Codec | None = None) -> bytes:
+
+def compress(x: Array, bound: Bound = Lossless(), *, codec: Codec | None = None, level: Level | None = None) -> bytes:
     """Return `x` packed within `bound`, as the bytes of a packed file.
 
     Takes NumPy arrays and torch tensors of any shape, strides and storable dtype. Without `codec`, lossless packing
-    uses ENEC and lossy packing SZ.
+    uses ENEC and lossy packing SZ, at `level` "fast", "balanced" (the default) or "ratio".
 
     Raises:
         ShapeError: the dtype cannot be stored, or the codec does not take it.
         BoundError: the codec cannot promise this bound.
+        UsageError: both a codec and a level are given, or there is no such level.
 
     >>> import numpy as np, trimtab as tt
     >>> x = np.sin(np.linspace(0, 6, 10_000, dtype="float32"))
@@ -36,7 +40,7 @@ def compress(x: Array, bound: Bound = Lossless(), *, codec: Codec | None = None)
     >>> tt.Rel(1e-3).allows(x, tt.decompress(blob))
     True
     """
-    return to_bytes(*encode(as_numpy(x), bound, codec))
+    return to_bytes(*encode(as_numpy(x), bound, codec, level))
 
 
 def decompress(
@@ -63,14 +67,16 @@ def save(
     bound: Bound = Lossless(),
     *,
     codec: Codec | None = None,
+    level: Level | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write named arrays to a packed file, replacing it in one step when all is written.
 
-    A lossy `bound` and a `codec` apply to real floating-point arrays; all others are packed losslessly.
+    A lossy `bound` and a `codec` apply to real floating-point arrays; all others are packed losslessly. `level` as in
+    `compress`.
 
     Raises:
-        UsageError: `tensors` is not a mapping, or a name is reserved.
+        UsageError: `tensors` is not a mapping, a name is reserved, or as in `compress`.
         ShapeError, BoundError: as in `compress`.
 
     >>> import trimtab as tt, numpy as np
@@ -83,7 +89,7 @@ def save(
     with Writer(path, metadata=metadata) as writer:
         for name, x in tensors.items():
             array = as_numpy(x)
-            writer.add(name, *encode(array, *for_dtype(array.dtype, bound, codec)))
+            writer.add(name, *encode(array, *for_dtype(array.dtype, bound, codec, level)))
 
 
 def load(path: str | os.PathLike[str], *, framework: Framework = "np") -> Tensors:
@@ -139,15 +145,14 @@ class Tensors(Mapping[str, Array]):
         }
 
 
-def encode(x: np.ndarray, bound: Bound = Lossless(), codec: Codec | None = None) -> tuple[Packed, str]:
-    """Return `x` packed and the checksum of what a decoder will return."""
+def encode(
+    x: np.ndarray, bound: Bound = Lossless(), codec: Codec | None = None, level: Level | None = None
+) -> tuple[Packed, str]:
+    """Return `x` packed and the checksum of what a decoder will return; parameters and errors as in `compress`."""
     if not isinstance(bound, Bound):
         raise BoundError(f"expected a bound such as Rel(1e-3), Abs(0.1) or Lossless(), got {bound!r}")
-    if codec is not None and (isinstance(codec, type) or not isinstance(codec, Codec)):
-        raise UsageError(f"expected a codec object such as trimtab.codecs.SZ(), got {codec!r}")
-    if codec is None:
-        codec = ENEC() if isinstance(bound, Lossless) or dtype_name(x.dtype) not in FLOATS else SZ()
-    packed = codec.encode(x, bound)
+    _check_choice(codec, level)
+    packed = (codec or codec_for(x.dtype, bound, level)).encode(x, bound)
     return packed, checksum(packed.digests or [digest(x)])
 
 
@@ -169,9 +174,39 @@ def decode(reader: Reader, name: str, *, out: np.ndarray | None = None) -> np.nd
     return y
 
 
-def for_dtype(dtype: np.dtype, bound: Bound, codec: Codec | None) -> tuple[Bound, Codec | None]:
-    """Return the bound and codec for one array of a collection: those given, or lossless where they do not apply."""
-    return (bound, codec) if dtype_name(dtype) in FLOATS else (Lossless(), None)
+def codec_for(dtype: np.dtype, bound: Bound = Lossless(), level: Level | None = None) -> Codec:
+    """Return the codec that packs arrays of `dtype` within `bound` at `level`, "balanced" by default.
+
+    Raises:
+        UsageError: there is no such level.
+    """
+    return codec_named("enec" if isinstance(bound, Lossless) or dtype_name(dtype) not in FLOATS else "sz", level)
+
+
+def codec_named(id: str, level: Level | None = None) -> Codec:
+    """Return the codec of an id, set to a level, "balanced" by default.
+
+    Raises:
+        UsageError: there is no such level.
+        UnknownCodec: there is no such codec.
+    """
+    level = level or "balanced"
+    if level not in get_args(Level):
+        raise UsageError(f"unknown level {level!r}; expected one of {', '.join(get_args(Level))}")
+    settings = {"enec": {"mode": "ratio" if level == "ratio" else "fast"}, "sz": {"level": level}}
+    return make_codec({"id": id, **settings.get(id, {})})
+
+
+def for_dtype(dtype: np.dtype, bound: Bound, codec: Codec | None, level: Level | None = None) -> tuple[Bound, Codec]:
+    """Return the bound and codec for one array of a collection: those asked for, or lossless where they do not apply.
+
+    Raises:
+        UsageError: both a codec and a level are given, or there is no such level.
+    """
+    _check_choice(codec, level)
+    if dtype_name(dtype) not in FLOATS:
+        bound, codec = Lossless(), None
+    return bound, codec or codec_for(dtype, bound, level)
 
 
 def as_framework(x: np.ndarray, framework: Framework) -> Array:
@@ -187,6 +222,13 @@ def _checked(framework: Framework) -> Framework:
     if framework not in ("np", "pt"):
         raise UsageError(f"unknown framework {framework!r}; expected 'np' (NumPy) or 'pt' (PyTorch)")
     return framework
+
+
+def _check_choice(codec: Codec | None, level: Level | None) -> None:
+    if codec is not None and (isinstance(codec, type) or not isinstance(codec, Codec)):
+        raise UsageError(f"expected a codec object such as trimtab.codecs.SZ(), got {codec!r}")
+    if codec is not None and level is not None:
+        raise UsageError(f"a codec has its own settings; leave out level={level!r} beside codec={codec!r}")
 
 
 def _entry_report(packed: Packed) -> dict[str, Any]:

@@ -71,7 +71,11 @@ def test_layouts():
     rng = np.random.default_rng(0)
     weights = rng.standard_normal(10_000).astype(numpy_dtype("bfloat16"))
     assert layout(ENEC().encode(weights)) == "escape"
-    assert layout(ENEC().encode(weights.astype(np.float32))) == "planes"
+    assert layout(ENEC(mode="ratio").encode(weights)) == "leading"
+    for dtype in (np.float32, np.float16):
+        assert layout(ENEC().encode(weights.astype(dtype))) == "leading"
+    powers_of_two = np.exp2(rng.integers(-9, 0, 10_000)).astype(weights.dtype)  # trailing bits are all zero
+    assert layout(ENEC(mode="ratio").encode(powers_of_two)) == "planes"
     assert layout(PAPER.encode(weights)) == "halving"
     pruned = np.where(rng.random(10_000) < 0.9, weights.dtype.type(0), weights)
     assert layout(ENEC().encode(pruned)) == "planes"

@@ -33,7 +33,7 @@ SIZE = 1505  # elements of the small files: odd, so that no wider dtype fits by 
 SECONDS = 5.0  # that an attack may take
 BOUNDS: list[Bound] = [Lossless(), Abs(0.02), Rel(0.01), PointwiseRel(0.05), PSNR(50.0)]
 SETTINGS = {  # codecs whose settings change the format
-    "enec": [{"mode": "escape"}, {"mode": "paper"}],
+    "enec": [{"mode": "fast"}, {"mode": "ratio"}, {"mode": "paper"}],
     "sz": [{"level": "fast"}, {"level": "balanced"}],
 }
 LOSSLESS = ["bfloat16", "float16", "float32", "float64", "int16", "uint8", "bool", "complex64", "float8_e5m2"]

@@ -24,6 +24,11 @@ force_option = click.option("--force", is_flag=True, help="Replace OUT if it exi
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to use; without it, one a core."
 )
+level_option = click.option(
+    "--level",
+    type=click.Choice(["fast", "balanced", "ratio"]),
+    help="Time against size: fast, balanced (the default) or the best ratio.",
+)
 tensors_only_option = click.option(
     "--tensors-only", is_flag=True, help="Leave out texts, objects and whatever else is not an array of numbers."
 )

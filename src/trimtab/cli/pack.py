@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from trimtab.cli import options
 from trimtab.cli.output import bound_text, count_text, print_json, progress, ratio, say, size_text
+
+if TYPE_CHECKING:
+    from trimtab.store import Level
 
 
 @click.command("pack")
@@ -20,6 +24,7 @@ from trimtab.cli.output import bound_text, count_text, print_json, progress, rat
     type=click.Choice(["enec", "sz", "raw"]),
     help="Without it, enec where nothing may be lost, else sz.",
 )
+@options.level_option
 @options.tensors_only_option
 @options.force_option
 @options.threads_option
@@ -29,6 +34,7 @@ def verb(
     source: Path,
     out: Path,
     codec: str | None,
+    level: Level | None,
     tensors_only: bool,
     force: bool,
     threads: int | None,
@@ -43,16 +49,18 @@ def verb(
     appears only when it is complete.
     """
     from trimtab.bounds import Lossless
-    from trimtab.codecs import make_codec
     from trimtab.dtypes import FLOATS, numpy_dtype
     from trimtab.errors import ShapeError, UsageError
     from trimtab.files import Writer
     from trimtab.sources import open_source
-    from trimtab.store import encode, for_dtype
+    from trimtab.store import codec_named, encode, for_dtype
 
     bound = options.bound_from(chosen)
     if codec == "sz" and isinstance(bound, Lossless):
         raise UsageError("--codec sz needs an error bound, for instance --rel 1e-3; leave it out to lose nothing")
+    if codec == "raw" and level:
+        raise UsageError(f"--codec raw stores arrays as they are; leave out --level {level}")
+    made = codec_named(codec, level) if codec else None
     begun = time.perf_counter()
     with open_source(source, tensors_only=tensors_only) as arrays, options.chosen_threads(threads):
         options.check_output(out, source, force=force)
@@ -72,9 +80,10 @@ def verb(
         with Writer(out, metadata=arrays.metadata) as writer, progress("packing", num_bytes, quiet=quiet) as advance:
             for name, spec in arrays.specs.items():
                 x = arrays.read(name)
-                made = make_codec({"id": codec}) if codec else None
                 try:
-                    writer.add(name, *encode(x, *for_dtype(numpy_dtype(spec.dtype), bound, made)))
+                    writer.add(
+                        name, *encode(x, *for_dtype(numpy_dtype(spec.dtype), bound, made, None if made else level))
+                    )
                 except ShapeError as error:
                     raise ShapeError(f"{source}: {name!r}: {error}") from None
                 del x  # before the next one is read

@@ -1,13 +1,17 @@
 """ENEC: weights in fewer bytes, bit for bit (Yang et al., "ENEC", ISCA 2026, arXiv 2604.03298).
 
-Trained weights use few of their exponents. The default mode keeps the paper's idea, a linear map and codes of fixed
-length that vector units like, and changes how rare exponents are stored; mode "paper" is ENEC as published.
+Trained weights use few of their exponents. Mode "fast", the default, keeps the paper's idea, a linear map and codes of
+fixed length that vector units like, and changes how rare exponents are stored; mode "ratio" codes exponents by their
+frequency; mode "paper" is ENEC as published.
 
-Differences of the default mode:
+Differences of modes "fast" and "ratio":
 
-- codes have 2 to 4 bits and an escape for rare exponents, where the paper widens groups of 16: an exact zero in a
-  tensor costs a byte, not two bits an element everywhere;
-- other dtypes, and bfloat16 of which one exponent makes up half, are stored as byte planes with Huffman coding.
+- of bfloat16, "fast" codes have 2 to 4 bits and an escape for rare exponents, where the paper widens groups of 16: an
+  exact zero in a tensor costs a byte, not two bits an element everywhere;
+- "ratio" codes exponents together with the first two or three bits of the mantissa, which depend on them, with
+  Huffman's codes for every 2**18 elements; so does "fast" with float16 and float32;
+- other dtypes, and floats whose last bits are not close to random, are stored as byte planes, of which each is plain,
+  Huffman coded or, in mode "ratio", packed by zstd.
 
 Differences of mode "paper":
 
@@ -36,9 +40,16 @@ params: ``base``, ``width`` w and ``next_width`` v, both 2 to 4. Chunks are 2**1
 `signed_float`; `trimtab.kernels.huffman` the blocks). No params. Chunks are 2**18 elements (parts of complex numbers),
 the last one shorter; an element has P bytes.
 
-- ``planes``: for each chunk and, within it, each of its P planes, a uint32: the bytes that the plane takes; then the
-  planes in the same order. A plane that takes as many bytes as the chunk has elements is stored as it is, a smaller one
-  is a Huffman block.
+- ``planes``: for each chunk and, within it, each of its P planes, a uint32: the bytes that the plane takes, and bit
+  31; then the planes in the same order. With bit 31 set, a plane is a zstd frame that states its content size; else one
+  that takes as many bytes as the chunk has elements is stored as it is, and a smaller one is a Huffman block.
+
+"leading", bfloat16, float16 and float32 (`trimtab.kernels.leading` defines symbols and rests; `low` is 5, 7 and 21).
+params: ``base`` and ``span``. Chunks are 2**18 elements, the last one shorter.
+
+- ``planes``: for each chunk the uint32 of its planes as above, the symbols being the first plane and those of the
+  rests the others, and a uint32 more: the size of its tail. Then for each chunk its planes and its tail: six bits left
+  over of the rests, in their blocks, and the tops of the escapes, uint16.
 
 "halving", bfloat16, float16 and float32 (`trimtab.kernels.halving` defines the parts). params: ``base`` b, ``bits`` n,
 ``low_bits`` m and ``group`` L = 16.
@@ -68,7 +79,13 @@ from trimtab.codecs.enec_halving import (
     search_params,
     unmasked_groups,
 )
-from trimtab.codecs.enec_planes import PlaneParams, encode_planes, planes_decoder
+from trimtab.codecs.enec_planes import (
+    LeadingParams,
+    PlaneParams,
+    encode_leading,
+    encode_planes,
+    planes_decoder,
+)
 from trimtab.codecs.raw import Raw
 from trimtab.dtypes import dtype_name, numpy_dtype
 from trimtab.errors import Corrupt
@@ -80,8 +97,9 @@ _SMALL = 1024  # elements below which what the coding saves is not worth the tim
 _OVERHEAD = 128  # bytes by which the header of an entry outgrows that of a raw one
 
 
-_LAYOUTS: dict[str, type[EscapeParams | PlaneParams | HalvingParams]] = {
+_LAYOUTS: dict[str, type[EscapeParams | LeadingParams | PlaneParams | HalvingParams]] = {
     "escape": EscapeParams,
+    "leading": LeadingParams,
     "planes": PlaneParams,
     "halving": HalvingParams,
 }
@@ -90,8 +108,8 @@ _LAYOUTS: dict[str, type[EscapeParams | PlaneParams | HalvingParams]] = {
 class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="id", tag="enec"):
     """Lossless coding of weights, and of any other array; every bound holds.
 
-    `mode` "escape" is fast on bfloat16 and takes every dtype; "paper" is ENEC as published, for bfloat16, float16
-    and float32.
+    `mode` "fast" takes every dtype, "ratio" too and makes them smaller in more time; "paper" is ENEC as published, for
+    bfloat16, float16 and float32.
 
     >>> x = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     >>> packed = ENEC().encode(x)
@@ -102,7 +120,7 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     id: ClassVar[str] = "enec"
     fixed_size: ClassVar[bool] = False
 
-    mode: Literal["escape", "paper"] = "escape"
+    mode: Literal["fast", "ratio", "paper"] = "fast"
 
     def encode(self, x: np.ndarray, bound: Bound = Lossless()) -> Packed:
         """Pack an array of any shape, byte order and memory layout.
@@ -120,12 +138,15 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         flat = np.ascontiguousarray(x, numpy_dtype(name)).reshape(-1)
         if not flat.flags.aligned:
             flat = flat.copy()
+        thorough = self.mode == "ratio"
         encoded = None
         if self.mode == "paper":
             encoded = encode_halving(flat)
-        elif name == "bfloat16":
+        elif name == "bfloat16" and not thorough:
             encoded = encode_escape(flat)
-        params, buffers = encoded or encode_planes(flat)
+        else:
+            encoded = encode_leading(flat, thorough)
+        params, buffers = encoded or encode_planes(flat, thorough)
         if sum(buffer.size for buffer in buffers.values()) + _OVERHEAD >= flat.nbytes:
             return Raw().encode(x, bound)
         header = Header(
@@ -148,10 +169,10 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise Corrupt("an empty array has no ENEC buffers; it is stored by codec 'raw'")
         if isinstance(params, EscapeParams):
             decode = escape_decoder(packed, params)
-        elif isinstance(params, PlaneParams):
-            decode = planes_decoder(packed)
-        else:
+        elif isinstance(params, HalvingParams):
             decode = halving_decoder(packed, params)
+        else:
+            decode = planes_decoder(packed, params)
         y = packed.output(out)  # made only now that the buffers are known to fit the shape
         flat = y.reshape(-1)
         target = flat if flat.flags.aligned else np.empty_like(flat)

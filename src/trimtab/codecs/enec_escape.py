@@ -39,7 +39,7 @@ def encode_escape(x: np.ndarray) -> tuple[EscapeParams, dict[str, np.ndarray]] |
     bitplanes = kernels.load("bitplanes")
     halves = x.view(np.uint16)
     counts = np.empty(256, np.int64)
-    bitplanes.survey(halves, _sampling_step(halves.size), counts)
+    bitplanes.survey(halves, sampling_step(halves.size), counts)
     listed = np.empty(_MAX_LISTED, np.uint8)
     base, width, next_width, price = bitplanes.choose(counts, listed)
     num_sampled = int(counts.sum())
@@ -123,7 +123,7 @@ def escape_decoder(packed: Packed, params: EscapeParams) -> Callable[[np.ndarray
     return decode
 
 
-def _sampling_step(num_elements: int) -> int:
+def sampling_step(num_elements: int) -> int:
     """Return the distance of the runs of 64 to look at: 1/32 of the array, but 4 Ki to 32 Ki elements.
 
     It is odd, so that the runs do not all hit the same columns of a matrix.

@@ -1,14 +1,17 @@
-"""The byte-plane layout of ENEC: every plane raw or Huffman coded, chunk by chunk."""
+"""The byte-plane layouts of ENEC: elements split into planes, every plane stored plainly or coded, chunk by chunk."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import Annotated
 
 import msgspec
 import numpy as np
+import zstandard
 
 from trimtab import kernels
+from trimtab.codecs.enec_escape import sampling_step
 from trimtab.dtypes import FLOATS, numpy_dtype
 from trimtab.errors import Corrupt
 from trimtab.packed import Packed
@@ -19,7 +22,11 @@ CHUNK = 1 << 18
 _CHUNKS_A_THREAD = 4
 _SAMPLE = 1 << 14  # bytes of a plane to look at before all of them are counted
 _TRIED = 1 << 12  # bytes of a plane up to which coding it takes no longer than the estimate
-_WORTH = 0.97  # a plane is coded where its entropy is below this part of its size
+_WORTH = {False: 0.97, True: 0.995}  # a plane is coded where its entropy is below this part of its size
+_ZSTD = 1 << 31  # marks in the table a plane that zstd has packed
+_ZSTD_LEVEL = 9
+_ZSTD_WORTH = 0.9  # zstd, slow beside Huffman coding, is taken where it makes a sample smaller than this part
+_LOW = {"bfloat16": 5, "float16": 7, "float32": 21}  # trailing bits of the magnitude, which are next to random
 
 
 class PlaneParams(
@@ -28,99 +35,235 @@ class PlaneParams(
     """Marks the layout; the dtype in the header says the rest."""
 
 
-def encode_planes(x: np.ndarray) -> tuple[PlaneParams, dict[str, np.ndarray]]:
-    """Encode flat contiguous elements of any dtype, at least one."""
+class LeadingParams(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="layout", tag="leading"
+):
+    """What the decoder needs beside the buffer; see `trimtab.codecs.enec` for the meaning."""
+
+    base: Annotated[int, msgspec.Meta(ge=1, lt=1024)]
+    span: Annotated[int, msgspec.Meta(ge=1, le=254)]
+
+
+class _Bytes:
+    """Splits elements into their bytes."""
+
+    has_tail = False
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self.num_planes = _words(np.empty(0, dtype)).itemsize
+        self.signed_float = _is_float(dtype)
+
+    def tail_bytes(self, num_elements: int) -> int:
+        """Return how many bytes stand after the planes at least."""
+        return 0
+
+    def split(self, chunk: np.ndarray, room: np.ndarray) -> int:
+        """Write the planes and the tail of a chunk into `room`; return the size of the tail."""
+        if self.num_planes == 1:
+            room[: chunk.size] = chunk
+        else:
+            kernels.load("planes").split(chunk, self.signed_float, room)
+        return 0
+
+    def merge(self, room: np.ndarray, others: np.ndarray, chunk: np.ndarray) -> bool:
+        """Fill a chunk from the planes and the tail in `room`; return whether they fit together."""
+        if self.num_planes == 1:
+            chunk[...] = room
+        else:
+            kernels.load("planes").merge(room, self.signed_float, chunk)
+        return True
+
+
+class _Leading:
+    """Splits floats into symbols for their leading bits, whole bytes of their trailing ones, and a tail.
+
+    The tail is the six bits left over of each element, if any, and the tops of the escapes.
+    """
+
+    has_tail = True
+
+    def __init__(self, dtype: np.dtype, params: LeadingParams) -> None:
+        self.low, self.params = _LOW[dtype.name], params
+        self.num_planes = 1 + (self.low + 1) // 8
+
+    def tail_bytes(self, num_elements: int) -> int:
+        """Return how many bytes stand after the planes at least."""
+        return kernels.load("leading").rest_bytes(num_elements, self.low) - (self.num_planes - 1) * num_elements
+
+    def split(self, chunk: np.ndarray, room: np.ndarray) -> int:
+        """Write the planes and the tail of a chunk into `room`; return the size of the tail."""
+        leading = kernels.load("leading")
+        end = chunk.size + leading.rest_bytes(chunk.size, self.low)
+        tops = np.empty(chunk.size, np.uint16)
+        base, span = self.params.base, self.params.span
+        count = leading.split(chunk, self.low, base, span, room[: chunk.size], room[chunk.size : end], tops)
+        room[end : end + 2 * count] = tops[:count].view(np.uint8)
+        return end + 2 * count - self.num_planes * chunk.size
+
+    def merge(self, room: np.ndarray, others: np.ndarray, chunk: np.ndarray) -> bool:
+        """Fill a chunk from the symbols in `room` and the `others`, planes and tail; return whether they fit."""
+        leading = kernels.load("leading")
+        end = leading.rest_bytes(chunk.size, self.low)
+        if (others.size - end) % 2:
+            return False
+        tops = others[end:].copy().view("<u2")
+        return leading.merge(room[: chunk.size], others[:end], tops, self.low, self.params.base, chunk) == 0
+
+
+def encode_leading(x: np.ndarray, thorough: bool) -> tuple[LeadingParams, dict[str, np.ndarray]] | None:
+    """Encode flat contiguous elements by their leading bits; None where this does not suit them.
+
+    It suits trained weights of 2 or 4 bytes: the trailing bits are next to random. `thorough` as in `encode_planes`.
+    """
+    if x.dtype.name not in _LOW:
+        return None
+    words = _words(x)
+    base, span = kernels.load("leading").survey(words, _LOW[x.dtype.name], sampling_step(words.size))
+    if span == 0:
+        return None
+    params = LeadingParams(base=base, span=span)
+    return params, {"planes": _encode(words, _Leading(x.dtype, params), thorough)}
+
+
+def encode_planes(x: np.ndarray, thorough: bool) -> tuple[PlaneParams, dict[str, np.ndarray]]:
+    """Encode flat contiguous elements of any dtype, at least one, byte by byte.
+
+    `thorough` packs planes with zstd where that is smaller than Huffman coding, and spends the time to find out.
+    """
+    return PlaneParams(), {"planes": _encode(_words(x), _Bytes(x.dtype), thorough)}
+
+
+def _encode(words: np.ndarray, splitter: _Bytes | _Leading, thorough: bool) -> np.ndarray:
     huffman = kernels.load("huffman")
-    words, signed_float = _words(x)
-    num_planes = words.itemsize
+    num_planes = splitter.num_planes
     num_chunks = -(-words.size // CHUNK)
-    table = np.empty((num_chunks, num_planes), "<u4")
-    room = num_planes * CHUNK
-    stream = np.empty(table.nbytes + words.nbytes, np.uint8)  # no block is larger than its plane
+    table = np.empty((num_chunks, num_planes + splitter.has_tail), "<u4")
+    pieces: list[np.ndarray] = [_NOTHING] * num_chunks
 
     def encode_chunks(group: int) -> None:
         for i in range(group * _CHUNKS_A_THREAD, min((group + 1) * _CHUNKS_A_THREAD, num_chunks)):
             chunk = words[i * CHUNK : (i + 1) * CHUNK]
-            planes = chunk if num_planes == 1 else np.empty(chunk.nbytes, np.uint8)
-            if num_planes > 1:
-                kernels.load("planes").split(chunk, signed_float, planes)
-            blocks = np.empty(num_planes * huffman.max_block_size(chunk.size), np.uint8)
+            num = chunk.size
+            room = np.empty(num_planes * num + splitter.tail_bytes(num) + 2 * num, np.uint8)
+            tail_size = splitter.split(chunk, room)
+            blocks = np.empty(num_planes * huffman.max_block_size(num) + tail_size, np.uint8)
             used = 0
             for k in range(num_planes):
-                plane = planes[k * chunk.size : (k + 1) * chunk.size]
-                size = _encode_plane(huffman, plane, blocks[used:])
-                table[i, k] = size
-                used += size
-            stream[table.nbytes + i * room :][:used] = blocks[:used]
+                entry = _encode_plane(huffman, room[k * num : (k + 1) * num], blocks[used:], thorough)
+                table[i, k] = entry
+                used += entry & ~_ZSTD
+            if splitter.has_tail:
+                table[i, num_planes] = tail_size
+                blocks[used : used + tail_size] = room[num_planes * num :][:tail_size]
+                used += tail_size
+            pieces[i] = blocks[:used] if num_chunks == 1 else blocks[:used].copy()  # lets the rest of `blocks` go
 
     kernels.for_each(encode_chunks, -(-num_chunks // _CHUNKS_A_THREAD))
-    stream[: table.nbytes] = table.view(np.uint8).reshape(-1)
-    end = table.nbytes
-    for i, size in enumerate(table.sum(axis=1).tolist()):  # moved together in place: a list of pieces would be a copy
-        start = table.nbytes + i * room
-        stream[end : end + size] = stream[start : start + size]
-        end += size
-    stream.resize(end, refcheck=False)
-    return PlaneParams(), {"planes": stream}
+    return np.concatenate([table.view(np.uint8).reshape(-1), *pieces])
 
 
-def planes_decoder(packed: Packed) -> Callable[[np.ndarray], None]:
+def planes_decoder(packed: Packed, params: PlaneParams | LeadingParams) -> Callable[[np.ndarray], None]:
     """Check the buffer against the shape, and return what decodes it into flat contiguous elements.
 
     Raises:
-        Corrupt: the buffer has the wrong size, or a block is not a Huffman block of its plane.
+        Corrupt: the buffer has the wrong size, or a plane is not what the table says.
     """
     huffman = kernels.load("huffman")
-    num_planes = _words(np.empty(0, numpy_dtype(packed.header.dtype)))[0].itemsize
-    num_chunks = -(-packed.header.num_bytes // num_planes // CHUNK)
+    dtype = numpy_dtype(packed.header.dtype)
+    if isinstance(params, LeadingParams) and dtype.name not in _LOW:
+        raise Corrupt(f"the leading layout holds {', '.join(_LOW)}; the header says {packed.header.dtype}")
+    splitter = _Leading(dtype, params) if isinstance(params, LeadingParams) else _Bytes(dtype)
+    num_planes, num_columns = splitter.num_planes, splitter.num_planes + splitter.has_tail
+    num_words = packed.header.num_bytes // _words(np.empty(0, dtype)).itemsize
+    num_chunks = -(-num_words // CHUNK)
     data = packed.buffer("planes")
-    table_end = 4 * num_chunks * num_planes
+    table_end = 4 * num_chunks * num_columns
     if data.size < table_end:
         raise Corrupt(f"buffer 'planes' holds {data.size} bytes; its table alone takes {table_end}")
-    sizes = np.frombuffer(data[:table_end].tobytes(), "<u4").astype(np.int64)
+    table = np.frombuffer(data[:table_end].tobytes(), "<u4").astype(np.int64).reshape(num_chunks, num_columns)
+    sizes = table & ~_ZSTD
     bounds = [table_end, *(table_end + np.cumsum(sizes)).tolist()]
     if bounds[-1] != data.size:
         raise Corrupt(f"the blocks of buffer 'planes' end at byte {bounds[-1]} of {data.size}")
 
     def decode(y: np.ndarray) -> None:
-        words, signed_float = _words(y)
+        words = _words(y)
 
         def decode_chunks(group: int) -> None:
             for i in range(group * _CHUNKS_A_THREAD, min((group + 1) * _CHUNKS_A_THREAD, num_chunks)):
                 chunk = words[i * CHUNK : (i + 1) * CHUNK]
-                planes = chunk if num_planes == 1 else np.empty(chunk.nbytes, np.uint8)
-                for k in range(num_planes):
-                    plane = planes[k * chunk.size : (k + 1) * chunk.size]
-                    block = data[bounds[i * num_planes + k] : bounds[i * num_planes + k + 1]]
-                    if block.size == plane.size:
-                        plane[...] = block
-                    elif block.size > plane.size or huffman.decode_block(block, plane) != 0:
-                        raise Corrupt(f"plane {k} of chunk {i} is not a Huffman block of {plane.size} bytes")
-                if num_planes > 1:
-                    kernels.load("planes").merge(planes, signed_float, chunk)
+                first = i * num_columns
+                tail = data[bounds[first + num_planes] : bounds[first + num_columns]]
+                if tail.size < splitter.tail_bytes(chunk.size) or tail.size > chunk.nbytes + 2 * chunk.size:
+                    raise Corrupt(f"chunk {i} of {num_chunks} has a tail of {tail.size} bytes, which does not fit it")
+                room = np.empty(num_planes * chunk.size + tail.size, np.uint8)
+                # all that follows the first plane is often stored as it is, and read where it stands
+                plain = splitter.has_tail and bool((table[i, 1:num_planes] == chunk.size).all())
+                others = room[chunk.size :]
+                if plain:
+                    others = data[bounds[first + 1] : bounds[first + num_columns]]
+                else:
+                    room[num_planes * chunk.size :] = tail
+                for k in range(1 if plain else num_planes):
+                    plane = room[k * chunk.size : (k + 1) * chunk.size]
+                    block = data[bounds[first + k] : bounds[first + k + 1]]
+                    if not _decode_plane(huffman, block, bool(table[i, k] & _ZSTD), plane):
+                        raise Corrupt(f"plane {k} of chunk {i} does not hold {plane.size} bytes")
+                if not splitter.merge(room, others, chunk):
+                    raise Corrupt(f"chunk {i} of {num_chunks} has more or fewer escapes than its tail tells")
 
         kernels.for_each(decode_chunks, -(-num_chunks // _CHUNKS_A_THREAD))
 
     return decode
 
 
-def _encode_plane(huffman: ModuleType, plane: np.ndarray, block: np.ndarray) -> int:
-    """Write a plane into `block`, coded if that is smaller, else as it is; return the size, which tells which."""
+def _encode_plane(huffman: ModuleType, plane: np.ndarray, block: np.ndarray, thorough: bool) -> int:
+    """Write a plane into `block` in the smallest of its forms; return its entry in the table."""
     counts = np.empty(256, np.int64)
     if plane.size > 2 * _SAMPLE:
         step = plane.size // _SAMPLE | 1  # odd, so that the sample does not hit the same columns of a matrix only
         huffman.histogram(np.ascontiguousarray(plane[::step]), counts)
-        if _entropy(counts) > 8 * _WORTH:
+        entropy = _entropy(counts)
+        if thorough and _zstd_pays(plane, entropy):
+            frame = np.frombuffer(zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(plane.data), np.uint8)
+            if frame.size < plane.size * min(entropy / 8, 1):
+                block[: frame.size] = frame
+                return frame.size | _ZSTD
+        if entropy > 8 * _WORTH[thorough]:
             block[: plane.size] = plane
             return plane.size
     huffman.histogram(plane, counts)
     size = plane.size
-    if size <= _TRIED or _entropy(counts) <= 8 * _WORTH:
+    if size <= _TRIED or _entropy(counts) <= 8 * _WORTH[thorough]:
         size = huffman.encode_block(plane, counts, block)
     if size >= plane.size:
         size = plane.size
         block[:size] = plane
     return size
+
+
+def _zstd_pays(plane: np.ndarray, entropy: float) -> bool:
+    """Whether a stretch of a plane repeats itself, beyond what its entropy (bits a byte) tells."""
+    start = (plane.size - _SAMPLE) // 2
+    size = len(zstandard.ZstdCompressor(level=1).compress(plane[start : start + _SAMPLE].data))
+    return size < _ZSTD_WORTH * _SAMPLE * min(entropy / 8, 1)
+
+
+def _decode_plane(huffman: ModuleType, block: np.ndarray, zstd: bool, plane: np.ndarray) -> bool:
+    """Fill a plane from its block; return whether the block is one of a plane of this size."""
+    if zstd:
+        try:
+            # the size is compared first: the library would allocate what the frame claims
+            if zstandard.frame_content_size(block.data) != plane.size:
+                return False
+            plane[...] = np.frombuffer(zstandard.ZstdDecompressor().decompress(block.data), np.uint8)
+        except zstandard.ZstdError:
+            return False
+        return True
+    if block.size == plane.size:
+        plane[...] = block
+        return True
+    return block.size < plane.size and huffman.decode_block(block, plane) == 0
 
 
 def _entropy(counts: np.ndarray) -> float:
@@ -130,9 +273,15 @@ def _entropy(counts: np.ndarray) -> float:
     return float(np.log2(total) - np.dot(seen, np.log2(seen)) / total)
 
 
-def _words(x: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Return the elements as unsigned words, and whether they are floats with the sign on top of nine bits."""
-    if x.dtype.kind == "c":
-        x = x.view(f"<f{x.itemsize // 2}")
-    signed_float = x.dtype.name in FLOATS
-    return x.view(np.uint8 if x.itemsize == 1 else f"<u{x.itemsize}"), signed_float
+def _words(x: np.ndarray) -> np.ndarray:
+    """Return the elements, or the parts of complex ones, as unsigned words."""
+    size = x.itemsize // 2 if x.dtype.kind == "c" else x.itemsize
+    return x.view(np.uint8 if size == 1 else f"<u{size}")
+
+
+def _is_float(dtype: np.dtype) -> bool:
+    """Whether the words are floats with the sign on top of nine bits that tell more together."""
+    return dtype.kind == "c" or dtype.name in FLOATS
+
+
+_NOTHING = np.empty(0, np.uint8)

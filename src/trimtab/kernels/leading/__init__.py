@@ -1,0 +1,1 @@
+"""Floats split into their leading bits, as symbols for an entropy coder, and the trailing ones."""
