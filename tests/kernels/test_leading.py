@@ -60,7 +60,7 @@ def test_a_wrong_number_of_escapes_is_noticed(twin) -> None:
     words = weights(np.uint16, 5000)
     symbols, rests = np.empty(5000, np.uint8), np.empty(ref.rest_bytes(5000, 5), np.uint8)
     escaped = np.empty(5000, np.uint16)
-    count = ref.split(words, 5, 300, 254, symbols, rests, escaped)
+    count = ref.split(words, 5, 300, 122, symbols, rests, escaped)
     assert count > 1
     for wrong in (escaped[: count - 1], escaped[: count + 1], escaped[:0]):
         assert twin.merge(symbols, rests, wrong, 5, 300, np.empty(5000, np.uint16)) == -1

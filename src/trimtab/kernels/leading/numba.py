@@ -17,13 +17,15 @@ _WORDS = (types.uint16, types.uint32)
 _TOPS = types.Array(types.uint16, 1, "C", readonly=True)
 _BLOCK, _RUN, _ZERO, _ESCAPE = BLOCK, RUN, ZERO, ESCAPE
 _MAX_SPAN, _WORTH = MAX_SPAN, WORTH
+_ESCAPES = np.uint64(0x0101010101010101 * ESCAPE)
 u8, u16, u32, u64 = np.uint8, np.uint16, np.uint32, np.uint64
 
 
 @numba.njit(forceinline=True, boundscheck=False, error_model="numpy")
 def _has_escape(eight):
-    """Whether one of eight symbols is 255."""
-    return (~eight - u64(0x0101010101010101)) & eight & u64(0x8080808080808080) != u64(0)
+    """Whether one of eight symbols is an escape."""
+    eight ^= _ESCAPES  # turns them into zero bytes
+    return (eight - u64(0x0101010101010101)) & ~eight & u64(0x8080808080808080) != u64(0)
 
 
 def _read(word):
@@ -114,7 +116,7 @@ def _twins(low, scalar):
                 for i in range(quarter):
                     r[i] = u8(u8(c[i] >> six_shift) | u8(u8(u8(d[i] >> six_shift) >> u8(4)) << u8(6)))
                 at += 3 * quarter
-            if largest == u8(_ESCAPE):
+            if largest >= u8(_ESCAPE):
                 address = types.uintp(s.ctypes.data)
                 for o in range(0, x.size, 8):
                     if x.size - o < 8 or _has_escape(load64(address + types.uintp(o))):
@@ -158,7 +160,7 @@ def _twins(low, scalar):
                 top = word(0) if s[i] == u8(_ZERO) else word(word(s[i]) + lowest)
                 magnitude = word(word(word(top << shift) & magnitude_mask) | word(rest[i] & low_mask))
                 x[i] = word(word(word(rest[i] >> shift) << bits) | magnitude)
-            if largest == u8(_ESCAPE):
+            if largest >= u8(_ESCAPE):
                 address = types.uintp(s.ctypes.data)
                 for o in range(0, x.size, 8):
                     if x.size - o < 8 or _has_escape(load64(address + types.uintp(o))):

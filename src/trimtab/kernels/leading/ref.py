@@ -5,7 +5,7 @@ magnitudes are more frequent than large ones. An element of 16 bits with `low` =
 with 21, splits into
 
 - its top, ``magnitude >> low``: exponent and first mantissa bits. The symbol is ``top - base`` where that is 0 to
-  ``span - 1``, 254 for a top of zero, and else 255, an escape; the tops of escapes form a list of uint16.
+  ``span - 1``, 122 for a top of zero, and else 123, an escape; the tops of escapes form a list of uint16.
 - its rest, ``sign << low | magnitude mod 2**low``, of `low` + 1 bits, a multiple of 8 or 6 more. Byte k of all
   rests forms plane k. Six bits that are left over stand last, in blocks of 4096 elements: with q = ceil(n / 4) for the
   n elements of a block, bytes i, q + i and 2 q + i hold the six bits of elements i, q + i and 2 q + i, and above them
@@ -18,8 +18,8 @@ import numpy as np
 
 BLOCK = 4096
 RUN = 64
-MAX_SPAN = 254
-ZERO, ESCAPE = 254, 255
+MAX_SPAN = 122
+ZERO, ESCAPE = 122, 123
 WORTH = 21845  # a code of 11 bits takes more from the others than escapes cost that are rarer than one in so many
 
 
