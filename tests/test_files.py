@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+import xxhash
+import zstandard
 
 import trimtab as tt
 from tests.forged import Forged, assembled
@@ -131,6 +134,36 @@ def test_safetensors_sees_the_buffers_of_packed_entries(tmp_path):
     buffers = Reader(tmp_path / "x.tt").packed("w").buffers
     assert {key for key, _ in seen} == {"w" if role == "data" else f"w:{role}" for role in buffers}
     assert sum(len(tensor["data"]) for _, tensor in seen) < 0.8 * x.nbytes
+
+
+def test_long_manifests_are_packed(tmp_path):
+    names = [f"layers.{k}.weight" for k in range(200)]
+    path = write(tmp_path / "x.tt", *names)
+    with safetensors.safe_open(path, "np") as file:
+        text = file.metadata()["trimtab"]
+    assert text.startswith("zstd:") and len(text) < 200 * 40
+    reader = Reader(path)
+    assert list(reader) == names
+    assert reader.checksum(names[7]) == checksum([digest(X)])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "zstd:",
+        "zstd:????",
+        "zstd:" + base64.b64encode(b"no frame").decode(),
+        "zstd:" + base64.b64encode(zstandard.compress(b"{")).decode(),
+        "zstd:" + base64.b64encode(zstandard.compress(b"{" + b" " * 10_000_000 + b"}")).decode(),  # a bomb
+        "zstd:" + base64.b64encode(zstandard.compress(b'{"version": 1}')[:-1]).decode(),
+        "zstd:" + base64.b64encode(zstandard.ZstdCompressor(write_content_size=False).compress(b"{}")).decode(),
+    ],
+)
+def test_packed_manifests_that_are_none_are_corrupt(path, text):
+    truth = Forged.of(path.read_bytes())
+    metadata = {"trimtab": text, "trimtab.checksum": xxhash.xxh3_64_hexdigest(json.dumps({"trimtab": text}).encode())}
+    with pytest.raises(FormatError, match=r"bad manifest|checksum of the metadata"):
+        Reader(assembled({"__metadata__": metadata, **truth.spans}, truth.body))
 
 
 def test_ordinary_safetensors_files_are_named_as_such(tmp_path):

@@ -5,12 +5,15 @@ Layout (all numbers little-endian, all sizes 64-bit; ``docs/format.md`` is the f
     u64 length of the header | header, JSON | buffers, back to back
 
 The header is that of safetensors: one ``{"dtype", "shape", "data_offsets"}`` a buffer, and ``__metadata__`` with
-``trimtab`` (a JSON text: `Manifest`), ``trimtab.checksum`` and whatever text metadata the user gave.
+``trimtab`` (a JSON text: `Manifest`, packed by zstd where it is long), ``trimtab.checksum`` and whatever text metadata
+the user gave.
 Nothing is read before it is checked; nothing but `FormatError` comes out of a damaged file.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import math
 import mmap
 import os
@@ -25,6 +28,7 @@ from typing import Annotated, Any, BinaryIO
 import msgspec
 import numpy as np
 import xxhash
+import zstandard
 
 from trimtab.blob import join
 from trimtab.bounds import Bound
@@ -34,6 +38,9 @@ from trimtab.packed import Count, Header, Packed
 
 FORMAT_VERSION = 1
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+_LONG = 4096  # bytes of a manifest from which it is packed
+_PACKED = "zstd:"  # what a packed manifest starts with, where a plain one starts with a brace
+_MAX_EXPANSION = 64
 _DTYPES = {stored: name for name, stored in SAFETENSORS_NAMES.items()}
 
 
@@ -121,7 +128,7 @@ class _Layout:
 
     def header_bytes(self, metadata: Mapping[str, str]) -> bytes:
         """Return the length and the header, padded with spaces so that the buffers start at a multiple of 8."""
-        metadata = {**metadata, "trimtab": msgspec.json.encode(self._manifest).decode()}
+        metadata = {**metadata, "trimtab": _manifest_text(msgspec.json.encode(self._manifest))}
         metadata["trimtab.checksum"] = _metadata_checksum(metadata)
         text = msgspec.json.encode({"__metadata__": metadata, **self._spans})
         text += b" " * (-len(text) % 8)
@@ -332,14 +339,39 @@ def _read_manifest(metadata: Mapping[str, str]) -> Manifest:
     if text is None:
         raise FormatError("an ordinary safetensors file: nothing in it is packed; read it with the safetensors library")
     try:
-        if (version := _VERSION.decode(text).version) > FORMAT_VERSION:
+        manifest = _manifest_json(text)
+        if (version := _VERSION.decode(manifest).version) > FORMAT_VERSION:
             raise NewerVersion(
                 f"written in format version {version}; this trimtab reads up to {FORMAT_VERSION}. Upgrade trimtab"
             )
         if metadata.get("trimtab.checksum") != _metadata_checksum(metadata):
             raise Corrupt("the checksum of the metadata does not match: the file was damaged or edited")
-        return _MANIFEST.decode(text)
+        return _MANIFEST.decode(manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Corrupt(f"bad manifest: {error}") from None
+
+
+def _manifest_text(manifest: bytes) -> str:
+    """Return a manifest's JSON as text, packed where it is long: most of it is names and the same words."""
+    frame = zstandard.ZstdCompressor(level=9).compress(manifest) if len(manifest) > _LONG else b""
+    if not frame or len(manifest) > _MAX_EXPANSION * len(frame):
+        return manifest.decode()
+    return _PACKED + base64.b64encode(frame).decode()
+
+
+def _manifest_json(text: str) -> bytes:
+    """Return the JSON of a manifest: the inverse of `_manifest_text`."""
+    if not text.startswith(_PACKED):
+        return text.encode()
+    try:
+        frame = base64.b64decode(text[len(_PACKED) :], validate=True)
+        # the size is compared first: the library would allocate what the frame claims
+        if not 0 <= zstandard.frame_content_size(frame) <= _MAX_EXPANSION * len(frame):
+            raise Corrupt(f"bad manifest: its {len(frame)} packed bytes claim to be too many")
+        return zstandard.ZstdDecompressor().decompress(frame)
+    except (binascii.Error, ValueError, zstandard.ZstdError) as error:
+        if isinstance(error, Corrupt):
+            raise
         raise Corrupt(f"bad manifest: {error}") from None
 
 

@@ -28,7 +28,7 @@ Differences of mode "paper":
 The entry
 =========
 `params.layout` names one of three layouts. N is the number of elements in C order; numbers are little-endian; a complex
-number counts as its two parts. Arrays below 1024 elements, and those that would not shrink, are stored by codec "raw".
+number counts as its two parts. Small arrays, and those that would not shrink, are stored by codec "raw".
 
 "escape", only bfloat16 (`trimtab.kernels.bitplanes` defines codes, blocks, planes and the order of escapes).
 params: ``base``, ``width`` w and ``next_width`` v, both 2 to 4. Chunks are 2**18 elements, the last one shorter.
@@ -43,9 +43,9 @@ params: ``base``, ``width`` w and ``next_width`` v, both 2 to 4. Chunks are 2**1
 `signed_float`; `trimtab.kernels.huffman` the blocks). No params. Chunks are 2**18 elements (parts of complex numbers),
 the last one shorter; an element has P bytes.
 
-- ``planes``: for each chunk and, within it, each of its P planes, a uint32: the bytes that the plane takes, below 2**30,
-  and in the two bits above its coding; then the planes in the same order. Coding 0: a plane that takes as many bytes as
-  the chunk has elements is stored as it is, a smaller one is a Huffman block. Coding 1: a block of
+- ``planes``: for each chunk and, within it, each of its P planes, a uint32: the bytes that the plane takes, below
+  2**30, and in the two bits above its coding; then the planes in the same order. Coding 0: a plane that takes as many
+  bytes as the chunk has elements is stored as it is, a smaller one is a Huffman block. Coding 1: a block of
   `trimtab.kernels.ans`, with all tokens in one row. Coding 2: a zstd frame that states its content size.
 
 "leading", bfloat16, float16 and float32 (`trimtab.kernels.leading` defines symbols and rests; `low` is 5, 7 and 21).
@@ -97,8 +97,8 @@ from trimtab.packed import Header, Packed
 
 __all__ = ["ENEC", "HalvingParams", "published_bits", "search_params", "unmasked_groups"]
 
-_SMALL = 1024  # elements below which what the coding saves is not worth the time and the header
-_OVERHEAD = 128  # bytes by which the header of an entry outgrows that of a raw one
+_SMALL = {"fast": 1024, "ratio": 256, "paper": 1024}  # elements below which coding is not worth its time and tables
+_OVERHEAD = 64  # bytes by which the header of an entry outgrows that of a raw one, about
 
 
 _LAYOUTS: dict[str, type[EscapeParams | LeadingParams | PlaneParams | HalvingParams]] = {
@@ -137,7 +137,7 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         name = dtype_name(x.dtype)
         if self.mode == "paper":
             check_published(name)
-        if x.size < _SMALL:
+        if x.size < _SMALL[self.mode]:
             return Raw().encode(x, bound)
         flat = np.ascontiguousarray(x, numpy_dtype(name)).reshape(-1)
         if not flat.flags.aligned:

@@ -12,6 +12,7 @@ import zstandard
 
 from trimtab import kernels
 from trimtab.codecs.enec_escape import sampling_step
+from trimtab.codecs.stream import Stream
 from trimtab.dtypes import FLOATS, numpy_dtype
 from trimtab.errors import Corrupt
 from trimtab.packed import Packed
@@ -139,18 +140,19 @@ def encode_planes(x: np.ndarray, thorough: bool) -> tuple[PlaneParams, dict[str,
 def _encode(words: np.ndarray, splitter: _Bytes | _Leading, thorough: bool, *, with_ans: bool = False) -> np.ndarray:
     """Return the table of all planes and tails, and these; `with_ans` codes symbols by ANS, in place of Huffman."""
     huffman = kernels.load("huffman")
-    num_planes = splitter.num_planes
+    num_planes, most = splitter.num_planes, min(CHUNK, words.size)
     num_chunks = -(-words.size // CHUNK)
     table = np.empty((num_chunks, num_planes + splitter.has_symbols), "<u4")
-    pieces: list[np.ndarray] = [_NOTHING] * num_chunks
+    room_size = num_planes * most + splitter.tail_bytes(most) + 2 * most * splitter.has_symbols
+    stream = Stream(num_chunks * room_size, table.nbytes)  # no coded plane is longer than a plain one
 
     def encode_chunks(group: int) -> None:
+        room = np.empty(room_size, np.uint8)
+        blocks = np.empty(room_size + huffman.max_block_size(most) + _MAX_ANS_TABLE, np.uint8)
         for i in range(group * _CHUNKS_A_THREAD, min((group + 1) * _CHUNKS_A_THREAD, num_chunks)):
             chunk = words[i * CHUNK : (i + 1) * CHUNK]
             num = chunk.size
-            room = np.empty(num_planes * num + splitter.tail_bytes(num) + 2 * num, np.uint8)
             tail_size = splitter.split(chunk, room)
-            blocks = np.empty(num_planes * huffman.max_block_size(num) + _MAX_ANS_TABLE + tail_size, np.uint8)
             used = 0
             for k in range(num_planes):
                 plane = room[k * num : (k + 1) * num]
@@ -164,10 +166,10 @@ def _encode(words: np.ndarray, splitter: _Bytes | _Leading, thorough: bool, *, w
                 table[i, num_planes] = tail_size
                 blocks[used : used + tail_size] = room[num_planes * num :][:tail_size]
                 used += tail_size
-            pieces[i] = blocks[:used] if num_chunks == 1 else blocks[:used].copy()  # lets the rest of `blocks` go
+            stream.put(i, blocks[:used])
 
     kernels.for_each(encode_chunks, -(-num_chunks // _CHUNKS_A_THREAD))
-    return np.concatenate([table.view(np.uint8).reshape(-1), *pieces])
+    return stream.finish(table)
 
 
 def planes_decoder(packed: Packed, params: PlaneParams | LeadingParams) -> Callable[[np.ndarray], None]:
