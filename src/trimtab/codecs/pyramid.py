@@ -1,0 +1,124 @@
+"""A tile as a pyramid: lattices of ever finer spacing, each filled in class by class of points with like parities.
+
+The lattice of level l has every 2^(l-1)-th element along each axis, from the first on; the top level is the first whose
+lattice has no more than two points along any axis. A point of a level's lattice has a parity along each axis: that of
+its place in the lattice. Points with even parities form the lattice of the level above (above the top: the one first
+element). The others are its classes, in the order of `PARITIES`.
+
+A level is held as eight arrays in one, `grids`: one for the even points and one for each class, in the order of their
+parities read as a binary number. Along each axis longer than one point each array has one place before the points, and
+as many after them as make its length that of the even points plus three.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+Point = tuple[int, int, int]
+
+PARITIES: tuple[Point, ...] = ((0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 1))
+"""Classes in the order in which they are decoded."""
+
+_REACH = 6
+_OWN_GROUPS: tuple[tuple[Point, ...], ...] = (((0, -2, 0),), ((-2, 0, 0),), ((0, -2, -2), (0, -2, 2)))
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level: how many points its lattice has along each axis, and how many elements lie between them."""
+
+    extents: Point
+    spacing: int
+
+    @property
+    def live(self) -> Point:
+        """1 for each axis longer than one point, else 0."""
+        a, b, c = (int(n > 1) for n in self.extents)
+        return a, b, c
+
+    @property
+    def shape(self) -> Point:
+        """The shape of one of the eight arrays."""
+        a, b, c = ((n + 1) // 2 + 3 * live for n, live in zip(self.extents, self.live, strict=True))
+        return a, b, c
+
+    @property
+    def parities(self) -> list[Point]:
+        """The classes that have points."""
+        return [p for p in PARITIES if all(live >= odd for live, odd in zip(self.live, p, strict=True))]
+
+    def class_shape(self, parity: Point) -> Point:
+        """Return the number of points of a class along each axis."""
+        a, b, c = ((n + 1 - odd) // 2 for n, odd in zip(self.extents, parity, strict=True))
+        return a, b, c
+
+    def start(self, parity: Point) -> int:
+        """Return where in the grids, flat, the first point of a class is."""
+        return self._place(parity) + self._flat(self.live)
+
+    def offsets(self, parity: Point, steps: list[Point]) -> np.ndarray:
+        """Return for each step from a point of the class, in lattice points, the distance in the flat grids (int64)."""
+        here = self._place(parity)
+        found = []
+        for step in steps:
+            ends = [odd + s for odd, s in zip(parity, step, strict=True)]
+            there = self._place((ends[0] % 2, ends[1] % 2, ends[2] % 2))
+            found.append(there - here + self._flat((ends[0] // 2, ends[1] // 2, ends[2] // 2)))
+        return np.array(found, np.int64)
+
+    def elements(self, tile: np.ndarray, parity: Point) -> np.ndarray:
+        """Return the elements of a three-dimensional tile that are points of a class, as a view."""
+        return tile[tuple(slice(odd * self.spacing, None, 2 * self.spacing) for odd in parity)]
+
+    def _place(self, parity: Point) -> int:
+        return (parity[0] * 4 + parity[1] * 2 + parity[2]) * math.prod(self.shape)
+
+    def _flat(self, index: Point) -> int:
+        return (index[0] * self.shape[1] + index[1]) * self.shape[2] + index[2]
+
+
+def levels(extents: Point) -> list[Level]:
+    """Return the levels of a tile, the coarsest first."""
+    found = [Level(extents, 1)]
+    while max(found[-1].extents) > 2:
+        a, b, c = ((n + 1) // 2 for n in found[-1].extents)
+        found.append(Level((a, b, c), 2 * found[-1].spacing))
+    return found[::-1] if max(extents) > 1 else []
+
+
+@cache
+def orbits(parity: Point, live: Point) -> list[list[Point]]:
+    """Return the groups of neighbours that share a weight when a point of a class is predicted, the nearest first.
+
+    A group has all steps, in lattice points, that differ in signs only. Groups are those of a class decoded before
+    within a squared distance of 6, and those three steps along an odd axis; in order of squared distance, then of the
+    step without signs.
+    """
+    rank = PARITIES.index(parity)
+    found = []
+    for step in itertools.product(*(range(3 * axis + 1) for axis in live)):
+        end = tuple((odd + s) % 2 for odd, s in zip(parity, step, strict=True))
+        squared = sum(s * s for s in step)
+        known = end == (0, 0, 0) or PARITIES.index(end) < rank
+        along = max(step) == 3 and squared == 9
+        if known and (squared <= _REACH or (along and parity[step.index(3)] == 1)):
+            signs = itertools.product(*((s, -s) if s else (0,) for s in step))
+            found.append((squared, step, [(a, b, c) for a, b, c in signs]))
+    return [group for _, _, group in sorted(found)]
+
+
+@cache
+def context_groups(parity: Point, live: Point) -> list[list[Point]]:
+    """Return the groups of neighbours that share a weight in the activity of a point of a class.
+
+    First those of `orbits` within a squared distance of 3, then, of the class itself, the one two rows above, the one
+    two planes before and the two diagonally above.
+    """
+    near = [group for group in orbits(parity, live) if sum(s * s for s in group[0]) <= 3]
+    inside = [list(own) for own in _OWN_GROUPS if all(axis or not s for step in own for axis, s in zip(live, step, strict=True))]
+    return near + inside

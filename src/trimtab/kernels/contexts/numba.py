@@ -1,0 +1,167 @@
+"""Contexts for the tokens of a pyramid, fast: see ref.py for the format.
+
+The decoder is safe on hostile input without a test a symbol, as in `trimtab.kernels.ans`: every state leads to a state,
+loads are clamped to the block, and positions come from the shape of the output.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numba import types
+
+from trimtab.kernels.contexts.ref import MAX_CONTEXTS, NUM_BUCKETS, UNIT, threshold
+from trimtab.kernels.jit import kernel
+from trimtab.kernels.words import load64, store64
+
+__all__ = ["MAX_CONTEXTS", "NUM_BUCKETS", "UNIT", "buckets_of_class", "decode_class", "threshold"]
+
+_BYTES = types.Array(types.uint8, 1, "C", readonly=True)
+_LONGS = types.Array(types.int64, 1, "C", readonly=True)
+_INTS = types.Array(types.int32, 1, "C", readonly=True)
+_BITS = 11
+_inline = numba.njit(forceinline=True, boundscheck=False, error_model="numpy")
+i32, u8, u64 = np.int32, np.uint8, np.uint64
+
+
+@_inline
+def _fill_activities(grids, place, offsets, weights, bias, sums):
+    """Sum up the activities of a row. Unsigned indices need no test for negative ones; taps come in fours."""
+    for k in range(sums.size):
+        sums[k] = i32(bias)
+    for t in range(0, offsets.size, 4):
+        a0, a1 = u64(place + offsets[t]), u64(place + offsets[t + 1])
+        a2, a3 = u64(place + offsets[t + 2]), u64(place + offsets[t + 3])
+        w0, w1, w2, w3 = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
+        for k in range(u64(sums.size)):
+            first = i32(i32(w0 * i32(grids[a0 + k])) + i32(w1 * i32(grids[a1 + k])))
+            sums[k] = i32(sums[k] + first + i32(w2 * i32(grids[a2 + k])) + i32(w3 * i32(grids[a3 + k])))
+
+
+@_inline
+def _put_magnitudes(tokens, grids, place, margin):
+    magnitudes = grids[place : place + tokens.size]
+    for k in range(tokens.size):
+        magnitudes[k] = u8(u8(tokens[k] + u8(1)) >> u8(1))
+    if margin > 0:
+        grids[place - 1] = grids[place]
+        grids[place + tokens.size] = grids[place + tokens.size + 1] = grids[place + tokens.size - 1]
+
+
+@kernel(
+    types.void(
+        _BYTES,
+        types.uint8[::1],
+        types.int64,
+        _LONGS,
+        _LONGS,
+        types.int64,
+        _LONGS,
+        _INTS,
+        types.int64,
+        types.uint8[::1],
+    )
+)
+def buckets_of_class(tokens, grids, start, strides, shape, margin, offsets, weights, bias, buckets):
+    num = shape[2]
+    sums, rounded = np.empty(num, np.int32), np.empty(num, np.float32)
+    exponents = rounded.view(np.int32)
+    for i in range(shape[0]):
+        for j in range(shape[1]):
+            place = start + i * strides[0] + j * strides[1]
+            _fill_activities(grids, place, offsets, weights, bias, sums)
+            first = (i * shape[1] + j) * num
+            row, b = tokens[first : first + num], buckets[first : first + num]
+            for k in range(num):
+                rounded[k] = np.float32(max(sums[k], i32(0)))  # below 2^24, so exact
+            for k in range(num):
+                b[k] = u8(i32((exponents[k] >> 21) - i32(507)) if exponents[k] > 0 else i32(0))
+            _put_magnitudes(row, grids, place, margin)
+
+
+@_inline
+def _get(state, base, table, bits):
+    """Pop one token: return the new state, the table entry and the bits that remain."""
+    entry = u64(table[u64(base) + state])
+    width = entry & u64(63)
+    state = (entry >> u64(16)) + (bits & ((u64(1) << width) - u64(1)))
+    return state, entry, bits >> width
+
+
+@kernel(
+    types.void(
+        _BYTES,
+        types.uint64[::1],
+        types.uint64[::1],
+        types.Array(types.uint32, 1, "C", readonly=True),
+        _INTS,
+        types.uint8[::1],
+        types.int64,
+        _LONGS,
+        _LONGS,
+        types.int64,
+        _LONGS,
+        _INTS,
+        types.int64,
+        types.uint8[::1],
+    )
+)
+def decode_class(
+    block, position, states, table, thresholds, grids, start, strides, shape, margin, offsets, weights, bias, tokens
+):
+    num = shape[2]
+    whole = num // 8 * 8
+    sums, counts, bases = np.empty(num, np.int32), np.empty(num, np.int32), np.empty(num, np.uint16)
+    base, limit, at_bit = types.uintp(block.ctypes.data), u64(block.size - 8), position[0]
+    out_address = types.uintp(tokens.ctypes.data)
+    s0, s1, s2, s3 = states[0], states[1], states[2], states[3]
+    s4, s5, s6, s7 = states[4], states[5], states[6], states[7]
+    for i in range(shape[0]):
+        for j in range(shape[1]):
+            place = start + i * strides[0] + j * strides[1]
+            _fill_activities(grids, place, offsets, weights, bias, sums)
+            counts[:] = i32(0)
+            for t in range(thresholds.size):
+                least = thresholds[t]
+                for k in range(num):
+                    counts[k] = i32(counts[k] + i32(sums[k] >= least))
+            for k in range(num):
+                bases[k] = np.uint16(counts[k] << i32(_BITS))
+            first = (i * shape[1] + j) * num
+            address = out_address + types.uintp(first)
+            for g in range(0, whole, 8):
+                a = bases[g : g + 8]
+                at = min(at_bit >> u64(3), limit)
+                bits = load64(base + at) >> ((at_bit - (at << u64(3))) & u64(63))
+                s0, e0, bits = _get(s0, a[0], table, bits)
+                s1, e1, bits = _get(s1, a[1], table, bits)
+                s2, e2, bits = _get(s2, a[2], table, bits)
+                s3, e3, bits = _get(s3, a[3], table, bits)
+                at_bit += (e0 + e1 + e2 + e3) & u64(255)
+                at = min(at_bit >> u64(3), limit)
+                bits = load64(base + at) >> ((at_bit - (at << u64(3))) & u64(63))
+                s4, e4, bits = _get(s4, a[4], table, bits)
+                s5, e5, bits = _get(s5, a[5], table, bits)
+                s6, e6, bits = _get(s6, a[6], table, bits)
+                s7, e7, bits = _get(s7, a[7], table, bits)
+                at_bit += (e4 + e5 + e6 + e7) & u64(255)
+                byte = u64(0xFF00)
+                low = (e0 & byte) >> u64(8) | (e1 & byte) | (e2 & byte) << u64(8) | (e3 & byte) << u64(16)
+                high = (e4 & byte) << u64(24) | (e5 & byte) << u64(32) | (e6 & byte) << u64(40) | (e7 & byte) << u64(48)
+                store64(address + types.uintp(g), low | high)
+            row = tokens[first : first + num]
+            if whole < num:
+                states[0], states[1], states[2], states[3] = s0, s1, s2, s3
+                states[4], states[5], states[6], states[7] = s4, s5, s6, s7
+                for k in range(whole, num):
+                    at = min(at_bit >> u64(3), limit)
+                    bits = load64(base + at) >> ((at_bit - (at << u64(3))) & u64(63))
+                    states[k - whole], entry, bits = _get(states[k - whole], bases[k], table, bits)
+                    at_bit += entry & u64(63)
+                    row[k] = u8((entry >> u64(8)) & u64(255))
+                s0, s1, s2, s3 = states[0], states[1], states[2], states[3]
+                s4, s5, s6, s7 = states[4], states[5], states[6], states[7]
+            _put_magnitudes(row, grids, place, margin)
+    states[0], states[1], states[2], states[3] = s0, s1, s2, s3
+    states[4], states[5], states[6], states[7] = s4, s5, s6, s7
+    position[0] = at_bit

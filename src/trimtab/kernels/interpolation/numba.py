@@ -1,0 +1,224 @@
+"""Prediction of the points of a finer lattice from their neighbours on all sides, fast: see ref.py for the arithmetic.
+
+A row of points at a time, so that every loop vectorises. No fast-math and no contraction anywhere: encoder and decoder,
+and every machine, must round alike.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numba import types
+
+from trimtab.kernels.interpolation.ref import _ROUND, LIMIT
+from trimtab.kernels.jit import kernel
+
+__all__ = ["LIMIT", "decode_class", "encode_class", "fill_margins", "merge", "repeat_margins"]
+
+_FLOATS = (types.float32, types.float64)
+_VECTOR = types.Array(types.int64, 1, "C", readonly=True)
+_CODES = types.Array(types.int32, 1, "C", readonly=True)
+_inline = numba.njit(forceinline=True, boundscheck=False, error_model="numpy")
+f64, i32, u64 = np.float64, np.int32, np.uint64
+
+
+def _read(scalar):
+    return types.Array(scalar, 1, "C", readonly=True)
+
+
+@_inline
+def _sum_row(grids, place, offsets, weights, sums):
+    """Sum the neighbours of a row of points that begins at `place`. Unsigned indices need no test for negative ones."""
+    zero = sums.dtype.type(0)
+    for k in range(sums.size):
+        sums[k] = zero
+    for t in range(0, offsets.size, 4):
+        a0, a1 = u64(place + offsets[t]), u64(place + offsets[t + 1])
+        a2, a3 = u64(place + offsets[t + 2]), u64(place + offsets[t + 3])
+        w0, w1, w2, w3 = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
+        for k in range(u64(sums.size)):
+            first = w0 * grids[a0 + k] + w1 * grids[a1 + k]
+            sums[k] = sums[k] + (first + (w2 * grids[a2 + k] + w3 * grids[a3 + k]))
+    for k in range(sums.size):
+        sums[k] = sums[k] if abs(sums[k]) < np.inf else zero
+
+
+@kernel(
+    *(
+        types.void(
+            _read(scalar),
+            types.int64,
+            _VECTOR,
+            scalar[::1],
+            types.int64,
+            _VECTOR,
+            _VECTOR,
+            _VECTOR,
+            _read(scalar),
+            types.float64,
+            types.boolean,
+            types.int32[::1],
+        )
+        for scalar in _FLOATS
+    )
+)
+def encode_class(x, x_start, x_strides, grids, start, strides, shape, offsets, weights, step, snap, codes):
+    num, inverse = shape[2], 1.0 / step
+    sums, row = np.empty(num, grids.dtype), np.empty(num, grids.dtype)
+    for i in range(shape[0]):
+        for j in range(shape[1]):
+            place = start + i * strides[0] + j * strides[1]
+            _sum_row(grids, place, offsets, weights, sums)
+            source = x_start + i * x_strides[0] + j * x_strides[1]
+            if x_strides[2] == 2:
+                pairs = x[source : source + 2 * num - 1]
+                for k in range(num):
+                    row[k] = pairs[2 * k]
+            else:
+                for k in range(num):
+                    row[k] = x[source + k * x_strides[2]]
+            first = (i * shape[1] + j) * num
+            c, points = codes[first : first + num], grids[place : place + num]
+            if snap:
+                for k in range(num):
+                    origin = np.rint(f64(sums[k]) * inverse)
+                    d = f64(row[k]) * inverse - origin
+                    d = ((d if abs(d) < LIMIT else 0.0) + _ROUND) - _ROUND
+                    c[k] = i32(d)
+                    points[k] = (origin + d) * step
+            else:
+                for k in range(num):
+                    origin = f64(sums[k])
+                    d = (f64(row[k]) - origin) * inverse
+                    d = ((d if abs(d) < LIMIT else 0.0) + _ROUND) - _ROUND
+                    c[k] = i32(d)
+                    points[k] = origin + d * step
+
+
+@kernel(
+    *(
+        types.void(
+            scalar[::1],
+            types.int64,
+            _VECTOR,
+            _VECTOR,
+            _VECTOR,
+            _read(scalar),
+            types.float64,
+            types.boolean,
+            _CODES,
+        )
+        for scalar in _FLOATS
+    )
+)
+def decode_class(grids, start, strides, shape, offsets, weights, step, snap, codes):
+    num, inverse = shape[2], 1.0 / step
+    sums = np.empty(num, grids.dtype)
+    for i in range(shape[0]):
+        for j in range(shape[1]):
+            place = start + i * strides[0] + j * strides[1]
+            _sum_row(grids, place, offsets, weights, sums)
+            first = (i * shape[1] + j) * num
+            c, points = codes[first : first + num], grids[place : place + num]
+            if snap:
+                for k in range(num):
+                    points[k] = (np.rint(f64(sums[k]) * inverse) + f64(c[k])) * step
+            else:
+                for k in range(num):
+                    points[k] = f64(sums[k]) + f64(c[k]) * step
+
+
+@_inline
+def _extend(grids, a, b, target, width):
+    """Write 2 a - b for rows of grids."""
+    x, y, z = grids[a : a + width], grids[b : b + width], grids[target : target + width]
+    for k in range(width):
+        z[k] = x[k] + (x[k] - y[k])
+
+
+@kernel(*(types.void(scalar[::1], types.int64, _VECTOR, _VECTOR, _VECTOR) for scalar in _FLOATS))
+def fill_margins(grids, start, strides, shape, live):
+    s0, s1, n0, n1, n2 = strides[0], strides[1], shape[0], shape[1], shape[2]
+    begin, width = start, n2
+    if live[2] > 0:
+        inner = 1 if n2 > 1 else 0
+        for i in range(n0):
+            for j in range(n1):
+                p = start + i * s0 + j * s1
+                last = p + n2 - 1
+                grids[p - 1] = grids[p] + (grids[p] - grids[p + inner])
+                after = grids[last] + (grids[last] - grids[last - inner])
+                grids[last + 1] = after
+                grids[last + 2] = after + (after - grids[last])
+        begin, width = begin - 1, width + 3
+    if live[1] > 0:
+        inner = s1 if n1 > 1 else 0
+        for i in range(n0):
+            p = begin + i * s0
+            _extend(grids, p, p + inner, p - s1, width)
+            p += (n1 - 1) * s1
+            _extend(grids, p, p - inner, p + s1, width)
+            _extend(grids, p + s1, p, p + 2 * s1, width)
+        begin -= s1
+        n1 += 3
+    if live[0] > 0:
+        inner = s0 if n0 > 1 else 0
+        for j in range(n1):
+            p = begin + j * s1
+            _extend(grids, p, p + inner, p - s0, width)
+            p += (n0 - 1) * s0
+            _extend(grids, p, p - inner, p + s0, width)
+            _extend(grids, p + s0, p, p + 2 * s0, width)
+
+
+@kernel(types.void(types.uint8[::1], types.int64, _VECTOR, _VECTOR, _VECTOR))
+def repeat_margins(grids, start, strides, shape, live):
+    s0, s1, n0, n1, n2 = strides[0], strides[1], shape[0], shape[1], shape[2]
+    begin, width = start, n2
+    if live[2] > 0:
+        for i in range(n0):
+            for j in range(n1):
+                p = start + i * s0 + j * s1
+                grids[p - 1] = grids[p]
+                grids[p + n2] = grids[p + n2 + 1] = grids[p + n2 - 1]
+        begin, width = begin - 1, width + 3
+    if live[1] > 0:
+        for i in range(n0):
+            p = begin + i * s0
+            grids[p - s1 : p - s1 + width] = grids[p : p + width]
+            p += (n1 - 1) * s1
+            for k in range(1, 3):
+                grids[p + k * s1 : p + k * s1 + width] = grids[p : p + width]
+        begin -= s1
+        n1 += 3
+    if live[0] > 0:
+        for j in range(n1):
+            p = begin + j * s1
+            grids[p - s0 : p - s0 + width] = grids[p : p + width]
+            p += (n0 - 1) * s0
+            for k in range(1, 3):
+                grids[p + k * s0 : p + k * s0 + width] = grids[p : p + width]
+
+
+@kernel(
+    *(
+        types.void(scalar[::1], _VECTOR, _VECTOR, _VECTOR, scalar[::1], types.int64, _VECTOR)
+        for scalar in (types.uint8, *_FLOATS)
+    )
+)
+def merge(grids, starts, strides, extents, out, out_start, out_strides):
+    n = extents[2]
+    half = n // 2
+    for i in range(extents[0]):
+        for j in range(extents[1]):
+            slot = (i & 1) << 2 | (j & 1) << 1
+            shift = (i >> 1) * strides[0] + (j >> 1) * strides[1]
+            place = out_start + i * out_strides[0] + j * out_strides[1]
+            even = grids[starts[slot] + shift : starts[slot] + shift + n - half]
+            odd = grids[starts[slot + 1] + shift : starts[slot + 1] + shift + half]
+            target = out[place : place + n]
+            for k in range(half):
+                target[2 * k] = even[k]
+                target[2 * k + 1] = odd[k]
+            if n > 2 * half:
+                target[n - 1] = even[half]
