@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -186,7 +186,7 @@ class Interpolation:
 
     def _encode_tokens(self, tokens: np.ndarray, sets: list[Set]) -> np.ndarray:
         kernel = kernels.load("contexts")
-        buckets = np.empty(tokens.size, np.uint8)
+        buckets, joint = np.empty(tokens.size, np.uint8), np.zeros((NUM_BUCKETS, 128), np.int64)
         at = 0
 
         def fill_buckets(walk: _Walk, parity: Point, grids: np.ndarray) -> None:
@@ -196,17 +196,18 @@ class Interpolation:
             size = math.prod(shape)
             kernel.buckets_of_class(
                 tokens[at : at + size], grids, walk.level.start(parity), walk.strides, shape, walk.live[2],
-                *walk.magnitude_taps(parity, weights.magnitudes), weights.bias, buckets[at : at + size],
+                *walk.magnitude_taps(parity, weights.magnitudes), weights.bias, buckets[at : at + size], joint,
             )  # fmt: skip
             at += size
 
         self._climb(_NO_MAGNITUDE, fill_buckets)
-        joint = np.bincount(buckets.astype(np.uint16) * 128 + tokens, minlength=128 * NUM_BUCKETS)
-        bounds = _merge_buckets(joint.reshape(NUM_BUCKETS, 128))
-        contexts = np.searchsorted(bounds, np.arange(NUM_BUCKETS), side="right").astype(np.uint8)[buckets]
+        bounds = _merge_buckets(joint)
+        contexts = np.searchsorted(bounds, np.arange(NUM_BUCKETS), side="right").astype(np.uint8)
+        counts = np.zeros((bounds.size + 1, 128), np.int64)
+        np.add.at(counts, contexts, joint)
         ans = kernels.load("ans")
         out = np.empty(ans.max_block_size(tokens.size) + MAX_CONTEXTS * 400, np.uint8)
-        return out[: ans.encode_mixed(tokens, contexts, self._rows, bounds, out)]
+        return out[: ans.encode_mixed(tokens, contexts[buckets], self._rows, counts, bounds, out)]
 
     def _decode_tokens(self, block: np.ndarray, sets: list[Set]) -> np.ndarray:
         """Return the tokens of all codes.
@@ -327,8 +328,8 @@ class Interpolation:
                 means = _group_means(field, points, level, groups)
                 own = field.reshape(-1)[points].astype(np.float64)
                 vectors = np.vstack([means, np.ones(own.size)])
-                gram = vectors @ vectors.T + 1e-3 * own.size / 4096 * np.eye(len(vectors))
-                solution = np.linalg.solve(gram, vectors @ own)
+                gram = np.einsum("ik,jk->ij", vectors, vectors) + 1e-6 * own.size * np.eye(len(vectors))
+                solution = np.linalg.solve(gram, np.einsum("ik,k->i", vectors, own))
                 magnitudes = np.clip(np.rint(solution[:-1] * _CONTEXT_ONE), -127, 127).astype(np.int64)
                 bias = int(np.clip(np.rint(solution[-1] * UNIT), -(2**15), 2**15 - 1))
                 found[parity] = Weights(weights.values, magnitudes, bias)
@@ -353,27 +354,49 @@ class _Walk:
         return (np.zeros if dtype == np.uint8 else np.empty)(8 * math.prod(self.level.shape), dtype)
 
     def value_taps(self, parity: Point, weights: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """Return the offsets and weights of the neighbours whose weight is not 0, a multiple of four."""
-        groups = orbits(parity, self.level.live)
-        steps, found = [], []
-        for group, weight in zip(groups, weights.tolist(), strict=True):
-            if weight:
-                steps += group
-                found += [weight / (_ONE * len(group))] * len(group)
-        missing = -len(steps) % 4
-        return self.level.offsets(parity, steps + groups[0][:1] * missing), np.array(found + [0.0] * missing, dtype)
+        """Return the offsets and weights of the neighbours that a point is predicted from."""
+        return _taps(_neighbours(self.level, parity), (weights / _ONE).astype(dtype))
 
     def magnitude_taps(self, parity: Point, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the offsets and weights of the magnitudes that make up an activity, a multiple of four."""
-        groups = context_groups(parity, self.level.live)
-        steps, found = [], []
-        for group, weight in zip(groups, weights.tolist(), strict=True):
-            if weight:
-                steps += group
-                found += [int(weight) * (UNIT // _CONTEXT_ONE) // len(group)] * len(group)
-        missing = -len(steps) % 4
-        steps += groups[0][:1] * missing
-        return self.level.offsets(parity, steps), np.array(found + [0] * missing, np.int32)
+        """Return the offsets and weights of the magnitudes that make up an activity."""
+        return _taps(_context_neighbours(self.level, parity), (weights * (UNIT // _CONTEXT_ONE)).astype(np.int32))
+
+
+@dataclass(frozen=True)
+class _Neighbours:
+    """Neighbours in groups: how far each is in the grids, which group it belongs to, and how many each group has."""
+
+    offsets: np.ndarray
+    groups: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, level: Level, parity: Point, groups: list[list[Point]]) -> _Neighbours:
+        sizes = np.array([len(group) for group in groups])
+        steps = np.array([step for group in groups for step in group])
+        return cls(level.offsets(parity, steps), np.repeat(np.arange(sizes.size), sizes), sizes)
+
+
+@lru_cache(maxsize=512)
+def _neighbours(level: Level, parity: Point) -> _Neighbours:
+    return _Neighbours.of(level, parity, orbits(parity, level.live))
+
+
+@lru_cache(maxsize=512)
+def _context_neighbours(level: Level, parity: Point) -> _Neighbours:
+    return _Neighbours.of(level, parity, context_groups(parity, level.live))
+
+
+def _taps(neighbours: _Neighbours, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the offsets and shares of a group's weight of neighbours whose weight is not 0; zeros make up fours."""
+    sizes = neighbours.sizes.astype(weights.dtype)
+    shares = (weights / sizes if weights.dtype.kind == "f" else weights // sizes)[neighbours.groups]
+    used = np.flatnonzero(shares)
+    missing = -used.size % 4
+    return (
+        np.concatenate([neighbours.offsets[used], np.repeat(neighbours.offsets[:1], missing)]),
+        np.concatenate([shares[used], np.zeros(missing, shares.dtype)]),
+    )
 
 
 _NO_MAGNITUDE = np.zeros((1, 1, 1), np.uint8)
@@ -432,11 +455,12 @@ def _least_squares(means: np.ndarray, own: np.ndarray, sizes: np.ndarray, noise:
     shares = np.ones(own.size)
     solution = np.zeros(len(differences))
     for _ in range(2):
-        gram = (differences * shares) @ differences.T + noise * own.size * spread
-        moments = (differences * shares) @ target + noise * own.size / sizes[0]
+        weighted = differences * shares  # not by BLAS, whose threads cost more than they save
+        gram = np.einsum("ik,jk->ij", weighted, differences) + noise * own.size * spread
+        moments = np.einsum("ik,k->i", weighted, target) + noise * own.size / sizes[0]
         gram[np.diag_indices_from(gram)] += 1e-9 * np.trace(gram) + 1e-300
         solution = np.linalg.solve(gram, moments)
-        squares = np.square(target - solution @ differences)
+        squares = np.square(target - np.einsum("i,ik->k", solution, differences))
         shares = 1 / (bound**2 + squares + 10 * np.median(squares))
         shares /= shares.mean()
     weights = np.zeros(len(means), np.int64)

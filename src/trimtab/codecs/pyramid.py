@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -35,19 +35,24 @@ class Level:
     extents: Point
     spacing: int
 
-    @property
+    @cached_property
     def live(self) -> Point:
         """1 for each axis longer than one point, else 0."""
         a, b, c = (int(n > 1) for n in self.extents)
         return a, b, c
 
-    @property
+    @cached_property
     def shape(self) -> Point:
         """The shape of one of the eight arrays."""
         a, b, c = ((n + 1) // 2 + 3 * live for n, live in zip(self.extents, self.live, strict=True))
         return a, b, c
 
-    @property
+    @cached_property
+    def size(self) -> int:
+        """Places in one of the eight arrays."""
+        return math.prod(self.shape)
+
+    @cached_property
     def parities(self) -> list[Point]:
         """The classes that have points."""
         return [p for p in PARITIES if all(live >= odd for live, odd in zip(self.live, p, strict=True))]
@@ -59,27 +64,21 @@ class Level:
 
     def start(self, parity: Point) -> int:
         """Return where in the grids, flat, the first point of a class is."""
-        return self._place(parity) + self._flat(self.live)
+        live = self.live
+        return self._place(parity) + (live[0] * self.shape[1] + live[1]) * self.shape[2] + live[2]
 
-    def offsets(self, parity: Point, steps: list[Point]) -> np.ndarray:
+    def offsets(self, parity: Point, steps: np.ndarray) -> np.ndarray:
         """Return for each step from a point of the class, in lattice points, the distance in the flat grids (int64)."""
-        here = self._place(parity)
-        found = []
-        for step in steps:
-            ends = [odd + s for odd, s in zip(parity, step, strict=True)]
-            there = self._place((ends[0] % 2, ends[1] % 2, ends[2] % 2))
-            found.append(there - here + self._flat((ends[0] // 2, ends[1] // 2, ends[2] // 2)))
-        return np.array(found, np.int64)
+        ends = steps + np.array(parity)
+        strides = np.array([self.shape[1] * self.shape[2], self.shape[2], 1])
+        return (ends % 2) @ np.array([4, 2, 1]) * self.size + (ends // 2) @ strides - self._place(parity)
 
     def elements(self, tile: np.ndarray, parity: Point) -> np.ndarray:
         """Return the elements of a three-dimensional tile that are points of a class, as a view."""
         return tile[tuple(slice(odd * self.spacing, None, 2 * self.spacing) for odd in parity)]
 
     def _place(self, parity: Point) -> int:
-        return (parity[0] * 4 + parity[1] * 2 + parity[2]) * math.prod(self.shape)
-
-    def _flat(self, index: Point) -> int:
-        return (index[0] * self.shape[1] + index[1]) * self.shape[2] + index[2]
+        return (parity[0] * 4 + parity[1] * 2 + parity[2]) * self.size
 
 
 def levels(extents: Point) -> list[Level]:

@@ -28,6 +28,7 @@ __all__ = [
 
 _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 _ROWS = types.Array(types.uint8, 2, "C", readonly=True)
+_LONGS = types.Array(types.int64, 2, "C", readonly=True)
 _SIZE = 1 << TABLE_BITS
 _STEP = (_SIZE >> 1) + (_SIZE >> 3) + 3
 _BITS = TABLE_BITS
@@ -340,21 +341,11 @@ def encode_block(tokens, back, out):
     return _finish(out, head, address, bits, num_bits, states)
 
 
-@kernel(types.int64(_BYTES, _BYTES, types.Array(types.int64, 2, "C", readonly=True), _BYTES, types.uint8[::1]))
-def encode_mixed(tokens, contexts, rows, thresholds, out):
+@kernel(types.int64(_BYTES, _BYTES, _LONGS, _LONGS, _BYTES, types.uint8[::1]))
+def encode_mixed(tokens, contexts, rows, counts, thresholds, out):
     num_contexts = thresholds.size + 1
     following, steps = np.zeros(num_contexts * _SIZE, np.uint16), np.zeros(num_contexts * 128, np.int64)
-    tallies = np.zeros((4, num_contexts * 128), np.uint32)
-    n0, n1, n2, n3 = tallies[0], tallies[1], tallies[2], tallies[3]
-    whole = tokens.size // 4 * 4
-    for k in range(0, whole, 4):
-        c, t = contexts[k : k + 4], tokens[k : k + 4]
-        n0[(u64(c[0]) << u64(7)) + u64(t[0])] += np.uint32(1)
-        n1[(u64(c[1]) << u64(7)) + u64(t[1])] += np.uint32(1)
-        n2[(u64(c[2]) << u64(7)) + u64(t[2])] += np.uint32(1)
-        n3[(u64(c[3]) << u64(7)) + u64(t[3])] += np.uint32(1)
-    for k in range(whole, tokens.size):
-        n0[(u64(contexts[k]) << u64(7)) + u64(tokens[k])] += np.uint32(1)
+    tallies = counts.astype(np.uint32).reshape(1, num_contexts * 128)
     head = _write_tables(tallies, thresholds, num_contexts, steps, following, out)
     states = np.full(8, _SIZE, np.uint64)
     address, bits, num_bits = types.uintp(out.ctypes.data) + types.uintp(out.size), u64(0), u64(0)

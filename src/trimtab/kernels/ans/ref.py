@@ -53,12 +53,18 @@ def encode_block(tokens: np.ndarray, back: int, out: np.ndarray) -> int:
 
 
 def encode_mixed(
-    tokens: np.ndarray, contexts: np.ndarray, rows: np.ndarray, thresholds: np.ndarray, out: np.ndarray
+    tokens: np.ndarray,
+    contexts: np.ndarray,
+    rows: np.ndarray,
+    counts: np.ndarray,
+    thresholds: np.ndarray,
+    out: np.ndarray,
 ) -> int:
     """Encode `tokens` (uint8, flat) into `out`, each in its context (uint8), and return the block's size.
 
-    `rows` (int64[m, 2]) has how many rows of what length stand one after another. There is one context more than
-    `thresholds` (uint8), which only stand in the block: what they mean is up to the caller.
+    `rows` (int64[m, 2]) has how many rows of what length stand one after another, `counts` (int64[contexts, 128]) how
+    often each context has each token. There is one context more than `thresholds` (uint8), which only stand in the
+    block: what they mean is up to the caller.
     """
     lengths = [int(length) for count, length in rows for _ in range(int(count))]
     ends = np.cumsum([0, *lengths])

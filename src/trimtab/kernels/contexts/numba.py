@@ -60,9 +60,10 @@ def _put_magnitudes(tokens, grids, place, margin):
         _INTS,
         types.int64,
         types.uint8[::1],
+        types.int64[:, ::1],
     )
 )
-def buckets_of_class(tokens, grids, start, strides, shape, margin, offsets, weights, bias, buckets):
+def buckets_of_class(tokens, grids, start, strides, shape, margin, offsets, weights, bias, buckets, joint):
     num = shape[2]
     sums, rounded = np.empty(num, np.int32), np.empty(num, np.float32)
     exponents = rounded.view(np.int32)
@@ -76,6 +77,8 @@ def buckets_of_class(tokens, grids, start, strides, shape, margin, offsets, weig
                 rounded[k] = np.float32(max(sums[k], i32(0)))  # below 2^24, so exact
             for k in range(num):
                 b[k] = u8(i32((exponents[k] >> 21) - i32(507)) if exponents[k] > 0 else i32(0))
+            for k in range(num):
+                joint[u64(b[k]), u64(row[k])] += 1
             _put_magnitudes(row, grids, place, margin)
 
 

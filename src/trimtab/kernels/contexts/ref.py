@@ -36,8 +36,12 @@ def buckets_of_class(
     weights: np.ndarray,
     bias: int,
     buckets: np.ndarray,
+    joint: np.ndarray,
 ) -> None:
-    """Write the buckets (uint8, flat) of a class's tokens (uint8, flat), and their magnitudes into the grids."""
+    """Write the buckets (uint8, flat) of a class's tokens (uint8, flat), and their magnitudes into the grids.
+
+    How often each token occurs in each bucket is added to `joint` (int64[NUM_BUCKETS, 128]).
+    """
     num = int(shape[2])
     starts = np.array([threshold(b) for b in range(1, NUM_BUCKETS)])
     for r in range(int(shape[0] * shape[1])):
@@ -45,6 +49,7 @@ def buckets_of_class(
         activities = _activities(grids, place, num, offsets, weights, bias)
         buckets[r * num : (r + 1) * num] = np.searchsorted(starts, activities, side="right")
         _put_magnitudes(tokens[r * num : (r + 1) * num], grids, place, margin)
+    np.add.at(joint, (buckets, tokens), 1)
 
 
 def decode_class(

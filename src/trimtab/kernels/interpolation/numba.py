@@ -13,10 +13,11 @@ from numba import types
 from trimtab.kernels.interpolation.ref import _ROUND, LIMIT
 from trimtab.kernels.jit import kernel
 
-__all__ = ["LIMIT", "decode_class", "encode_class", "fill_margins", "merge", "repeat_margins"]
+__all__ = ["LIMIT", "decode_class", "encode_class", "fill_margins", "merge", "misses", "repeat_margins"]
 
 _FLOATS = (types.float32, types.float64)
 _VECTOR = types.Array(types.int64, 1, "C", readonly=True)
+_BLOCK = 4096
 _CODES = types.Array(types.int32, 1, "C", readonly=True)
 _inline = numba.njit(forceinline=True, boundscheck=False, error_model="numpy")
 f64, i32, u64 = np.float64, np.int32, np.uint64
@@ -222,3 +223,19 @@ def merge(grids, starts, strides, extents, out, out_start, out_strides):
                 target[2 * k + 1] = odd[k]
             if n > 2 * half:
                 target[n - 1] = even[half]
+
+
+@kernel(*(types.int64(_read(scalar), _read(scalar), types.float64, types.uint32[::1]) for scalar in _FLOATS))
+def misses(x, y, limit, positions):
+    count = 0
+    for o in range(0, x.size, _BLOCK):
+        a, b = x[o : o + _BLOCK], y[o : o + _BLOCK]
+        good = 0
+        for k in range(a.size):
+            good += np.int64((abs(f64(b[k]) - f64(a[k])) <= limit) & (abs(a[k]) < np.inf))
+        if good < a.size:
+            for k in range(a.size):
+                if not (abs(f64(b[k]) - f64(a[k])) <= limit and abs(a[k]) < np.inf):
+                    positions[count] = np.uint32(o + k)
+                    count += 1
+    return count

@@ -122,6 +122,17 @@ def merge(
         out[target] = grids[_places(int(start), strides, shape)]
 
 
+def misses(x: np.ndarray, y: np.ndarray, limit: float, positions: np.ndarray) -> int:
+    """Write the positions (uint32) where |y - x|, in float64, is not at most the limit, and return their number.
+
+    Both are flat; NaN and infinities of `x` are among them.
+    """
+    with np.errstate(invalid="ignore"):
+        found = np.flatnonzero(~(np.abs(y.astype(np.float64) - x.astype(np.float64)) <= limit) | ~np.isfinite(x))
+    positions[: found.size] = found
+    return found.size
+
+
 def _places(start: int, strides: np.ndarray, shape: np.ndarray) -> np.ndarray:
     i, j, k = (np.arange(n, dtype=np.int64) * int(s) for n, s in zip(shape, strides, strict=True))
     return start + i[:, None, None] + j[:, None] + k
