@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -45,7 +46,8 @@ _MAX_SETS = 3
 _ONE = 1 << 12
 _CONTEXT_ONE = 1 << 7
 _SAMPLE = 4096
-_CONTEXT_SAMPLE = 8192
+_CONTEXT_SAMPLE = 4096
+_FAR_PAYS = 1.04  # far groups take time, so they have to lessen the mean square of the error by so much
 _MIN_FIT = 512  # sample points, below which nothing is fitted
 
 
@@ -59,6 +61,21 @@ class Weights:
 
 
 Set = dict[Point, Weights]
+_FillClass = Callable[["_Walk", Point, np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a tile's elements go: places of a flat array, at distances `strides` (int64[3], the last one 1)."""
+
+    out: np.ndarray
+    start: int
+    strides: np.ndarray
+
+    @classmethod
+    def whole(cls, y: np.ndarray) -> Target:
+        """Return all of a three-dimensional array in C order."""
+        return cls(y.reshape(-1), 0, np.array([y.shape[1] * y.shape[2], y.shape[2], 1], np.int64))
 
 
 class Interpolation:
@@ -91,8 +108,8 @@ class Interpolation:
         head = _HEAD.pack(len(sets), snap) + b"".join(map(self._pack_set, sets)) + _SIZES.pack(first, block.size)
         return head + block.tobytes() + extra.tobytes(), y
 
-    def decode(self, body: np.ndarray) -> np.ndarray:
-        """Return the elements (working dtype, the tile's extents), outliers aside.
+    def decode(self, body: np.ndarray, target: Target) -> None:
+        """Write the elements, outliers aside, to where `target` says; its dtype is the working dtype.
 
         Raises:
             Corrupt: the body contradicts itself.
@@ -113,7 +130,7 @@ class Interpolation:
         codes = np.empty((1, tokens.size), np.int32)
         if kernels.load("tokens").decode(tokens[None], body[start + block_size :], 0, codes) != 0:
             raise Corrupt("a tile's extra bits do not match its tokens")
-        return self._reconstruct(codes[0], first, sets, bool(snap))
+        self._reconstruct(codes[0], first, sets, bool(snap), target)
 
     # prediction
 
@@ -126,61 +143,66 @@ class Interpolation:
 
         def encode_class(walk: _Walk, parity: Point, grids: np.ndarray) -> None:
             nonlocal at
-            shape = walk.shape(parity)
+            shape = walk.shapes[parity]
             begin = int(walk.level.spacing * (np.array(parity) @ strides))
             taps = walk.value_taps(parity, self._weights(values, walk.level, parity).values, self.dtype)
-            part = codes[at : at + math.prod(shape)]
+            part = codes[at : at + walk.counts[parity]]
             kernel.encode_class(
-                flat, begin, 2 * walk.level.spacing * strides, grids, walk.level.start(parity), walk.strides,
+                flat, begin, 2 * walk.level.spacing * strides, grids, walk.start(parity), walk.strides,
                 shape, *taps, self.step, snap, part,
             )  # fmt: skip
             at += part.size
 
-        return codes, self._climb(self._root(first), encode_class)
+        y = np.empty(self.extents, self.dtype)
+        self._climb(self._root(first), encode_class, Target.whole(y))
+        return codes, y
 
-    def _reconstruct(self, codes: np.ndarray, first: int, sets: list[Set], snap: bool) -> np.ndarray:
+    def _reconstruct(self, codes: np.ndarray, first: int, sets: list[Set], snap: bool, target: Target) -> None:
         kernel = kernels.load("interpolation")
         at = 0
 
         def decode_class(walk: _Walk, parity: Point, grids: np.ndarray) -> None:
             nonlocal at
-            shape = walk.shape(parity)
+            shape = walk.shapes[parity]
             taps = walk.value_taps(parity, self._weights(sets, walk.level, parity).values, self.dtype)
-            part = codes[at : at + math.prod(shape)]
+            part = codes[at : at + walk.counts[parity]]
             kernel.decode_class(
-                grids, walk.level.start(parity), walk.strides, shape, *taps, self.step, snap, part
+                grids, walk.start(parity), walk.strides, shape, *taps, self.step, snap, part
             )  # fmt: skip
             at += part.size
 
-        return self._climb(self._root(first), decode_class)
+        self._climb(self._root(first), decode_class, target)
 
     def _root(self, first: int) -> np.ndarray:
         with np.errstate(over="ignore"):
-            return np.full((1, 1, 1), first * self.step).astype(self.dtype)
+            return np.full(1, first * self.step).astype(self.dtype)
 
-    def _climb(self, root: np.ndarray, fill_class) -> np.ndarray:
-        """Return the finest lattice, made from the first element by filling in class after class."""
+    def _climb(self, root: np.ndarray, fill_class: _FillClass, target: Target | None) -> None:
+        """Fill in class after class, from the first element on, and write the finest lattice to the target."""
         kernel = kernels.load("interpolation")
         fill_margins = kernel.repeat_margins if root.dtype == np.uint8 else kernel.fill_margins
-        coarse = root
+        if not self.levels and target is not None:
+            target.out[target.start] = root[0]
+        even, grids = (0, 0, 0), root
         for number, level in enumerate(self.levels):
-            walk = _Walk(level)
+            walk = _walk(level)
             if number == 0:
                 grids = walk.empty_grids(root.dtype)
-                grids[level.start((0, 0, 0))] = coarse[0, 0, 0]
-            fill_margins(grids, level.start((0, 0, 0)), walk.strides, walk.shape((0, 0, 0)), walk.live)
+                grids[walk.start(even)] = root[0]
+            fill_margins(grids, walk.start(even), walk.strides, walk.shapes[even], walk.live)
             for parity in level.parities:
                 fill_class(walk, parity, grids)
-                fill_margins(grids, level.start(parity), walk.strides, walk.shape(parity), walk.live)
+                fill_margins(grids, walk.start(parity), walk.strides, walk.shapes[parity], walk.live)
             if number + 1 < len(self.levels):
-                finer = _Walk(self.levels[number + 1])
-                out, out_start, strides = finer.empty_grids(root.dtype), finer.level.start((0, 0, 0)), finer.strides
-            else:
-                out, out_start = np.empty(math.prod(self.extents), root.dtype), 0
-                strides = np.array([self.extents[1] * self.extents[2], self.extents[2], 1], np.int64)
-            kernel.merge(grids, walk.starts, walk.strides, np.array(level.extents), out, out_start, strides)
-            grids = out
-        return (grids if self.levels else coarse).reshape(self.extents)
+                finer = _walk(self.levels[number + 1])
+                coarse, grids = grids, finer.empty_grids(root.dtype)
+                kernel.merge(
+                    coarse, walk.starts, walk.strides, walk.extents, grids, finer.start(even), finer.strides
+                )
+            elif target is not None:
+                kernel.merge(
+                    grids, walk.starts, walk.strides, walk.extents, target.out, target.start, target.strides
+                )
 
     # contexts
 
@@ -191,16 +213,16 @@ class Interpolation:
 
         def fill_buckets(walk: _Walk, parity: Point, grids: np.ndarray) -> None:
             nonlocal at
-            shape = walk.shape(parity)
+            shape = walk.shapes[parity]
             weights = self._weights(sets, walk.level, parity)
-            size = math.prod(shape)
+            size = walk.counts[parity]
             kernel.buckets_of_class(
-                tokens[at : at + size], grids, walk.level.start(parity), walk.strides, shape, walk.live[2],
+                tokens[at : at + size], grids, walk.start(parity), walk.strides, shape, walk.live[2],
                 *walk.magnitude_taps(parity, weights.magnitudes), weights.bias, buckets[at : at + size], joint,
             )  # fmt: skip
             at += size
 
-        self._climb(_NO_MAGNITUDE, fill_buckets)
+        self._climb(_NO_MAGNITUDE, fill_buckets, None)
         bounds = _merge_buckets(joint)
         contexts = np.searchsorted(bounds, np.arange(NUM_BUCKETS), side="right").astype(np.uint8)
         counts = np.zeros((bounds.size + 1, 128), np.int64)
@@ -221,22 +243,23 @@ class Interpolation:
         start = ans.read_tables(block, MAX_CONTEXTS, table, states)
         if start < 0 or block[1 : block[0]].max(initial=0) >= NUM_BUCKETS:
             raise Corrupt("the tables of a tile's tokens are damaged")
-        thresholds = np.array([threshold(int(b)) for b in block[1 : block[0]]], np.int32)
+        thresholds = np.full((block[0] + 2) // 4 * 4, 2**31 - 1, np.int32)  # no activity reaches those that make up fours
+        thresholds[: block[0] - 1] = [threshold(int(b)) for b in block[1 : block[0]]]
         position = np.array([start], np.uint64)
         at = 0
 
         def decode_class(walk: _Walk, parity: Point, grids: np.ndarray) -> None:
             nonlocal at
-            shape = walk.shape(parity)
+            shape = walk.shapes[parity]
             weights = self._weights(sets, walk.level, parity)
-            size = math.prod(shape)
+            size = walk.counts[parity]
             kernel.decode_class(
-                block, position, states, table, thresholds, grids, walk.level.start(parity), walk.strides, shape,
+                block, position, states, table, thresholds, grids, walk.start(parity), walk.strides, shape,
                 walk.live[2], *walk.magnitude_taps(parity, weights.magnitudes), weights.bias, tokens[at : at + size],
             )  # fmt: skip
             at += size
 
-        self._climb(_NO_MAGNITUDE, decode_class)
+        self._climb(_NO_MAGNITUDE, decode_class, None)
         if states.any() or block.size != max((int(position[0]) + 7) // 8, start // 8 + 8):
             raise Corrupt("a tile's tokens do not end with their block")
         return tokens
@@ -303,8 +326,7 @@ class Interpolation:
             if np.count_nonzero(good) < _MIN_FIT:
                 return None
             means, own = means[:, good], own[good]
-            sizes = np.array([len(group) for group in groups])
-            found[parity] = Weights(_least_squares(means, own, sizes, noise, self.step / 2), np.zeros(0), 0)
+            found[parity] = Weights(_least_squares(means, own, groups, noise, self.step / 2), np.zeros(0), 0)
         return found
 
     def _fit_contexts(self, tokens: np.ndarray, values: list[Set]) -> list[Set]:
@@ -327,9 +349,9 @@ class Interpolation:
                 points = _sample(self.extents, level, parity, 2, _CONTEXT_SAMPLE)
                 means = _group_means(field, points, level, groups)
                 own = field.reshape(-1)[points].astype(np.float64)
-                vectors = np.vstack([means, np.ones(own.size)])
-                gram = np.einsum("ik,jk->ij", vectors, vectors) + 1e-6 * own.size * np.eye(len(vectors))
-                solution = np.linalg.solve(gram, np.einsum("ik,k->i", vectors, own))
+                gram = _products(np.vstack([means, np.ones(own.size), own]), np.ones(own.size))
+                gram[np.diag_indices_from(gram)] += 1e-6 * own.size
+                solution = np.linalg.solve(gram[:-1, :-1], gram[:-1, -1])
                 magnitudes = np.clip(np.rint(solution[:-1] * _CONTEXT_ONE), -127, 127).astype(np.int64)
                 bias = int(np.clip(np.rint(solution[-1] * UNIT), -(2**15), 2**15 - 1))
                 found[parity] = Weights(weights.values, magnitudes, bias)
@@ -345,61 +367,45 @@ class _Walk:
         _, rows, points = level.shape
         self.strides = np.array([rows * points, points, 1], np.int64)
         self.live = np.array(level.live, np.int64)
+        self.extents = np.array(level.extents, np.int64)
         self.starts = np.array([level.start((s >> 2, s >> 1 & 1, s & 1)) for s in range(8)], np.int64)
+        self.shapes = {p: np.array(level.class_shape(p), np.int64) for p in ((0, 0, 0), *level.parities)}
+        self.counts = {p: math.prod(level.class_shape(p)) for p in level.parities}
 
-    def shape(self, parity: Point) -> np.ndarray:
-        return np.array(self.level.class_shape(parity), np.int64)
+    def start(self, parity: Point) -> int:
+        return int(self.starts[parity[0] * 4 + parity[1] * 2 + parity[2]])
 
     def empty_grids(self, dtype: np.dtype) -> np.ndarray:
-        return (np.zeros if dtype == np.uint8 else np.empty)(8 * math.prod(self.level.shape), dtype)
+        return (np.zeros if dtype == np.uint8 else np.empty)(8 * self.level.size, dtype)
 
     def value_taps(self, parity: Point, weights: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         """Return the offsets and weights of the neighbours that a point is predicted from."""
-        return _taps(_neighbours(self.level, parity), (weights / _ONE).astype(dtype))
+        offsets, groups, sizes = _neighbours(self.level, parity, False, (weights != 0).tobytes())
+        return offsets, np.append(weights / _ONE / sizes, 0.0).astype(dtype)[groups]
 
     def magnitude_taps(self, parity: Point, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the offsets and weights of the magnitudes that make up an activity."""
-        return _taps(_context_neighbours(self.level, parity), (weights * (UNIT // _CONTEXT_ONE)).astype(np.int32))
+        offsets, groups, sizes = _neighbours(self.level, parity, True, (weights != 0).tobytes())
+        return offsets, np.append(weights * (UNIT // _CONTEXT_ONE) // sizes, 0).astype(np.int32)[groups]
 
 
-@dataclass(frozen=True)
-class _Neighbours:
-    """Neighbours in groups: how far each is in the grids, which group it belongs to, and how many each group has."""
-
-    offsets: np.ndarray
-    groups: np.ndarray
-    sizes: np.ndarray
-
-    @classmethod
-    def of(cls, level: Level, parity: Point, groups: list[list[Point]]) -> _Neighbours:
-        sizes = np.array([len(group) for group in groups])
-        steps = np.array([step for group in groups for step in group])
-        return cls(level.offsets(parity, steps), np.repeat(np.arange(sizes.size), sizes), sizes)
+_walk = lru_cache(maxsize=64)(_Walk)
 
 
-@lru_cache(maxsize=512)
-def _neighbours(level: Level, parity: Point) -> _Neighbours:
-    return _Neighbours.of(level, parity, orbits(parity, level.live))
+@lru_cache(maxsize=1024)
+def _neighbours(level: Level, parity: Point, context: bool, used: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return how far each neighbour is in the grids and its group, and how many each group has.
+
+    Only groups in the mask `used` have any. The group after the last makes up fours.
+    """
+    groups = context_groups(parity, level.live) if context else orbits(parity, level.live)
+    steps = [(step, i) for i, group in enumerate(groups) if used[i] for step in group]
+    steps += [(groups[0][0], len(groups))] * (-len(steps) % 4)
+    offsets = level.offsets(parity, np.array([step for step, _ in steps], np.int64).reshape(-1, 3))
+    return offsets, np.array([i for _, i in steps], np.int64), np.array([len(group) for group in groups])
 
 
-@lru_cache(maxsize=512)
-def _context_neighbours(level: Level, parity: Point) -> _Neighbours:
-    return _Neighbours.of(level, parity, context_groups(parity, level.live))
-
-
-def _taps(neighbours: _Neighbours, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the offsets and shares of a group's weight of neighbours whose weight is not 0; zeros make up fours."""
-    sizes = neighbours.sizes.astype(weights.dtype)
-    shares = (weights / sizes if weights.dtype.kind == "f" else weights // sizes)[neighbours.groups]
-    used = np.flatnonzero(shares)
-    missing = -used.size % 4
-    return (
-        np.concatenate([neighbours.offsets[used], np.repeat(neighbours.offsets[:1], missing)]),
-        np.concatenate([shares[used], np.zeros(missing, shares.dtype)]),
-    )
-
-
-_NO_MAGNITUDE = np.zeros((1, 1, 1), np.uint8)
+_NO_MAGNITUDE = np.zeros(1, np.uint8)
 
 
 def _name(group: list[Point]) -> Point:
@@ -436,60 +442,90 @@ def _sample(extents: Point, level: Level, parity: Point, reach: int, count: int)
 
 def _group_means(x: np.ndarray, points: np.ndarray, level: Level, groups: list[list[Point]]) -> np.ndarray:
     """Return for each group the means of the neighbours of points (float64[groups, points])."""
-    flat, strides = x.reshape(-1), np.array([x.shape[1] * x.shape[2], x.shape[2], 1]) * level.spacing
+    strides = np.array([x.shape[1] * x.shape[2], x.shape[2], 1]) * level.spacing
+    offsets = np.array([step for group in groups for step in group]) @ strides
     means = np.empty((len(groups), points.size))
-    for mean, group in zip(means, groups, strict=True):
-        around = np.take(flat, points + (np.array(group) @ strides)[:, None])
-        np.mean(around, axis=0, dtype=np.float64, out=mean)
+    sizes = np.array([len(group) for group in groups])
+    kernels.load("interpolation").group_means(x.reshape(-1), points, offsets, sizes, means)
     return means
 
 
-def _least_squares(means: np.ndarray, own: np.ndarray, sizes: np.ndarray, noise: float, bound: float) -> np.ndarray:
+def _products(vectors: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Return the weighted sums of products of every two vectors; not by BLAS, whose threads cost more than they save."""
+    gram = np.empty((len(vectors), len(vectors)))
+    kernels.load("interpolation").products(np.ascontiguousarray(vectors), shares, gram)
+    return gram
+
+
+def _least_squares(
+    means: np.ndarray, own: np.ndarray, groups: list[list[Point]], noise: float, bound: float
+) -> np.ndarray:
     """Return weights (int64) of group means, summing to one, that come nearest to `own`.
 
     `noise` is the variance of the error of each neighbour. A second fit gives less weight to points that the first one
-    misses by more than is usual.
+    misses by more than is usual. Far groups have weights only where they help.
     """
-    differences, target = means[1:] - means[0], own - means[0]
-    spread = np.diag(1 / sizes[1:]) + 1 / sizes[0]
+    sizes = np.array([len(group) for group in groups])
+    near = np.array([i for i, group in enumerate(groups[1:]) if sum(s * s for s in group[0]) not in (5, 6)], np.int64)
+    vectors = np.vstack([means[1:], own]) - means[0]
+    spread = noise * (np.diag(1 / np.append(sizes[1:], np.inf)) + 1 / sizes[0])
     shares = np.ones(own.size)
-    solution = np.zeros(len(differences))
-    for _ in range(2):
-        weighted = differences * shares  # not by BLAS, whose threads cost more than they save
-        gram = np.einsum("ik,jk->ij", weighted, differences) + noise * own.size * spread
-        moments = np.einsum("ik,k->i", weighted, target) + noise * own.size / sizes[0]
-        gram[np.diag_indices_from(gram)] += 1e-9 * np.trace(gram) + 1e-300
-        solution = np.linalg.solve(gram, moments)
-        squares = np.square(target - np.einsum("i,ik->k", solution, differences))
-        shares = 1 / (bound**2 + squares + 10 * np.median(squares))
-        shares /= shares.mean()
+    for attempt in range(2):
+        gram = _products(vectors, shares) / own.size + spread
+        solution, narrow = _solve(gram, np.arange(len(groups) - 1)), _solve(gram, near)
+        if _error(gram, narrow) <= _FAR_PAYS * _error(gram, solution):
+            solution = narrow
+        if attempt == 0:
+            residual = vectors[-1].copy()
+            for weight, vector in zip(solution, vectors, strict=False):
+                residual -= weight * vector
+            squares = np.square(residual)
+            shares = 1 / (bound**2 + squares + 10 * np.median(squares))
+            shares /= shares.mean()
     weights = np.zeros(len(means), np.int64)
     weights[1:] = np.rint(np.clip(solution, -3, 3) * _ONE)
     weights[0] = _ONE - weights.sum()
     return np.clip(weights, -(2**15), 2**15 - 1)
 
 
+def _solve(gram: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return the weights of the chosen vectors, 0 for others, that come nearest to the last vector."""
+    part = gram[np.ix_(chosen, chosen)]
+    part[np.diag_indices_from(part)] += 1e-9 * np.trace(part) + 1e-300
+    solution = np.zeros(len(gram) - 1)
+    solution[chosen] = np.linalg.solve(part, gram[chosen, -1])
+    return solution
+
+
+def _error(gram: np.ndarray, solution: np.ndarray) -> float:
+    """Return the mean square of what the weighted vectors leave of the last one."""
+    both = np.append(solution, -1.0)
+    return float(both @ gram @ both)
+
+
 def _merge_buckets(joint: np.ndarray) -> np.ndarray:
     """Return the buckets (uint8, ascending) at which a new context begins, so that tokens and tables are short."""
-    used = np.flatnonzero(joint.any(axis=1))
-    begins, rows = [int(b) for b in used], [joint[b].astype(np.float64) for b in used]
-    bits = [_table_bits(row) for row in rows]
-    savings = [a + b - _table_bits(x + y) for a, b, x, y in zip(bits, bits[1:], rows, rows[1:], strict=False)]
-    while savings and (max(savings) > 0 or len(rows) > MAX_CONTEXTS):
+    begins = np.flatnonzero(joint.any(axis=1)).tolist()
+    rows = joint[begins][:, : np.flatnonzero(joint.any(axis=0))[-1] + 1].astype(np.float64)
+    bits, both = _table_bits(rows), _table_bits(rows[:-1] + rows[1:])
+    savings = bits[:-1] + bits[1:] - both
+    while savings.size and (savings.max() > 0 or len(begins) > MAX_CONTEXTS):
         i = int(np.argmax(savings))
-        rows[i : i + 2] = [rows[i] + rows[i + 1]]
-        bits[i : i + 2] = [_table_bits(rows[i])]
-        del begins[i + 1], savings[i]
-        for k in (i - 1, i):
-            if 0 <= k < len(savings):
-                savings[k] = bits[k] + bits[k + 1] - _table_bits(rows[k] + rows[k + 1])
+        rows[i] += rows[i + 1]
+        bits[i] = both[i]
+        rows, bits = np.delete(rows, i + 1, axis=0), np.delete(bits, i + 1)
+        both, savings = np.delete(both, i), np.delete(savings, i)
+        del begins[i + 1]
+        first, last = max(i - 1, 0), min(i + 1, savings.size)
+        both[first:last] = _table_bits(rows[first:last] + rows[first + 1 : last + 1])
+        savings[first:last] = bits[first:last] + bits[first + 1 : last + 1] - both[first:last]
     return np.array(begins[1:], np.uint8)
 
 
-def _table_bits(counts: np.ndarray) -> float:
-    """Return about how many bits tokens with these counts take, with their table."""
-    present = counts[counts > 0]
-    total = present.sum()
-    shares = np.maximum(present / total, 2.0**-11)
-    last = np.flatnonzero(counts)[-1] + 1
-    return float(-(present * np.log2(shares)).sum() + 7 + last + 2 * np.log2(1 + 2048 * shares).sum())
+def _table_bits(counts: np.ndarray) -> np.ndarray:
+    """Return for each row about how many bits tokens with these counts take, with their table."""
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = counts / totals
+    bits = -(counts * np.log2(np.maximum(shares, 2.0**-11))).sum(axis=1)
+    last = counts.shape[1] - np.argmax(counts[:, ::-1] > 0, axis=1)
+    return bits + 7 + last + 2 * np.log2(1 + 2048 * shares).sum(axis=1)

@@ -9,7 +9,7 @@ import struct
 import numpy as np
 
 from trimtab import kernels
-from trimtab.codecs.interpolation import Interpolation
+from trimtab.codecs.interpolation import Interpolation, Target
 from trimtab.codecs.pyramid import Point
 from trimtab.codecs.sections import deflate, inflate
 from trimtab.codecs.tiling import Tile
@@ -79,14 +79,26 @@ def decode_interpolated(payload: np.ndarray, tile: Tile, dtype: np.dtype, flat: 
         )
     ends = np.cumsum([_HEAD.size, *lengths])
     body, gaps, values = (payload[a:b] for a, b in itertools.pairwise(ends))
-    y = Interpolation(_extents(tile), step, dtype).decode(body)
+    interpolation = Interpolation(_extents(tile), step, dtype)
+    if flat.dtype == dtype:
+        interpolation.decode(body, _target(tile, flat))
+    else:
+        y = np.empty(_extents(tile), dtype)
+        interpolation.decode(body, Target.whole(y))
+        with np.errstate(over="ignore"):
+            tile.view(flat)[...] = y.reshape(tile.extents).astype(flat.dtype)
     positions = inflate(gaps, "<u4", num_outliers).astype(np.int64).cumsum()
     if num_outliers and positions[-1] >= tile.num_elements:
         raise Corrupt(f"an outlier stands at {positions[-1]} in a tile of {tile.num_elements} elements")
-    with np.errstate(over="ignore"):
-        y = y.astype(flat.dtype, copy=False).reshape(-1)
-    y[positions] = inflate(values, flat.dtype, num_outliers)
-    tile.view(flat)[...] = y.reshape(tile.extents)
+    tile.put(flat, positions, inflate(values, flat.dtype, num_outliers))
+
+
+def _target(tile: Tile, flat: np.ndarray) -> Target:
+    """Return where the tile is in the flat array."""
+    shape = (1,) * (3 - len(tile.shape)) + tile.shape
+    starts = (0,) * (3 - len(tile.shape)) + tuple(start for start, _ in tile.ranges)
+    strides = np.array([shape[1] * shape[2], shape[2], 1], np.int64)
+    return Target(flat, int(np.array(starts) @ strides), strides)
 
 
 def _extents(tile: Tile) -> Point:

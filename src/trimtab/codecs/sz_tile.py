@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import struct
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from trimtab import kernels
-from trimtab.codecs.prediction import fit, lorenzo_weights
+from trimtab.codecs.prediction import fit, lorenzo_weights, sampled_bits
 from trimtab.codecs.sections import deflate, inflate
 from trimtab.codecs.sz_interpolated import INTERPOLATED, decode_interpolated, encode_interpolated
 from trimtab.codecs.sz_tokens import Level, decode_tokens, encode_tokens
@@ -24,6 +25,7 @@ Scale = Literal["linear", "log2"]
 
 _HEAD = struct.Struct("<BB7I")
 _MAX_SHIFT = 16
+_HOPELESS = 2.0  # contexts save less than this factor over the entropy of a sample
 _MAX_FILL_VALUES = 4  # different outliers that may be many: they take few bytes
 
 
@@ -36,8 +38,12 @@ class TileCoder:
     step: float
     dtype: np.dtype
 
-    def encode(self, flat: np.ndarray, limit: float, largest: int, level: Level) -> tuple[np.ndarray, int] | None:
+    def encode(
+        self, flat: np.ndarray, limit: float, largest: int, level: Level, rival: int | None = None
+    ) -> tuple[np.ndarray, int] | None:
         """Return the payload (uint8) and the digest of what it decodes to; None if too many elements miss the limit.
+
+        None also where a sample shows that it would be far longer than `rival` bytes.
 
         `flat` is the whole array in C order. No integer that an element quantises to exceeds `largest` in magnitude.
         """
@@ -54,6 +60,8 @@ class TileCoder:
         edges = predictor.band_edges(tile.num_rows, tile.rows_per_plane)
         predictor.fill_margins(q, edges, tile.rows_per_plane, tile.lane, tile.linear)
         weights, shift = (lorenzo_weights(len(tile.shape)), 0) if level == "fast" else fit(q, tile, largest)
+        if rival is not None and sampled_bits(q, tile, weights, shift) * tile.num_elements > _HOPELESS * 8 * rival:
+            return None
         residual = np.empty((tile.num_rows, tile.row_length), np.int32)
         predictor.encode(q, edges, tile.rows_per_plane, tile.lane, weights, shift, residual)
         coder = kernels.load("tokens")
@@ -107,15 +115,16 @@ class TileCoder:
 
     def _encode_shorter(self, flat: np.ndarray, limit: float, largest: int) -> tuple[np.ndarray, int] | None:
         """Encode in both ways that there are, and return the shorter payload."""
-        predicted = self.encode(flat, limit, largest, "balanced")
-        if predicted is None or self.scale != "linear" or self.tile.lane != 1:
-            return predicted
+        if self.scale != "linear" or self.tile.lane != 1:
+            return self.encode(flat, limit, largest, "balanced")
         # a limit beyond the step stands for a limit to the sum of squares, which the quantiser's own errors show
-        most = self.squared_error(flat) if limit >= self.step else np.inf
+        most = self.squared_error(flat) if limit >= self.step else math.inf
         interpolated = encode_interpolated(self.tile, self.dtype, flat, self.step, limit, most)
-        if interpolated is None or interpolated[0].size >= predicted[0].size:
-            return predicted
-        return interpolated
+        rival = interpolated[0].size if interpolated else None
+        predicted = self.encode(flat, limit, largest, "balanced", rival)
+        if predicted is None or (interpolated and interpolated[0].size < predicted[0].size):
+            return interpolated
+        return predicted
 
     def squared_error(self, flat: np.ndarray) -> float:
         """Return the sum over finite elements of the squared error that quantisation alone makes."""

@@ -124,10 +124,12 @@ def decode_class(
             place = start + i * strides[0] + j * strides[1]
             _fill_activities(grids, place, offsets, weights, bias, sums)
             counts[:] = i32(0)
-            for t in range(thresholds.size):
-                least = thresholds[t]
+            for t in range(0, thresholds.size, 4):
+                t0, t1, t2, t3 = thresholds[t], thresholds[t + 1], thresholds[t + 2], thresholds[t + 3]
                 for k in range(num):
-                    counts[k] = i32(counts[k] + i32(sums[k] >= least))
+                    a = sums[k]
+                    reached = i32(i32(a >= t0) + i32(a >= t1)) + i32(i32(a >= t2) + i32(a >= t3))
+                    counts[k] = i32(counts[k] + i32(reached))
             for k in range(num):
                 bases[k] = np.uint16(counts[k] << i32(_BITS))
             first = (i * shape[1] + j) * num

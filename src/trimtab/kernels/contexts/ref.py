@@ -70,7 +70,7 @@ def decode_class(
 ) -> None:
     """Decode a class's tokens (uint8, flat) and write their magnitudes into the grids.
 
-    `block`, `table` and `states` are those of `trimtab.kernels.ans.ref.read_tables`; `position` (uint64[1]), at first
+    The number of `thresholds` (int32) is a multiple of four. `block`, `table` and `states` are those of `trimtab.kernels.ans.ref.read_tables`; `position` (uint64[1]), at first
     what it returned, moves on with the bits that are read. Bits past the block may be anything.
     """
     num, at = int(shape[2]), int(position[0])

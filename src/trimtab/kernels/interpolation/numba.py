@@ -13,7 +13,17 @@ from numba import types
 from trimtab.kernels.interpolation.ref import _ROUND, LIMIT
 from trimtab.kernels.jit import kernel
 
-__all__ = ["LIMIT", "decode_class", "encode_class", "fill_margins", "merge", "misses", "repeat_margins"]
+__all__ = [
+    "LIMIT",
+    "decode_class",
+    "encode_class",
+    "fill_margins",
+    "group_means",
+    "merge",
+    "misses",
+    "products",
+    "repeat_margins",
+]
 
 _FLOATS = (types.float32, types.float64)
 _VECTOR = types.Array(types.int64, 1, "C", readonly=True)
@@ -239,3 +249,47 @@ def misses(x, y, limit, positions):
                     positions[count] = np.uint32(o + k)
                     count += 1
     return count
+
+
+@kernel(
+    *(
+        types.void(_read(scalar), _VECTOR, _VECTOR, _VECTOR, types.float64[:, ::1])
+        for scalar in (types.uint8, *_FLOATS)
+    )
+)
+def group_means(x, points, offsets, sizes, means):
+    at = 0
+    for g in range(sizes.size):
+        mean = means[g]
+        mean[:] = 0.0
+        for t in range(at, at + sizes[g]):
+            offset = offsets[t]
+            for k in range(points.size):
+                mean[k] += f64(x[u64(points[k] + offset)])
+        share = 1.0 / f64(sizes[g])
+        for k in range(points.size):
+            mean[k] *= share
+        at += sizes[g]
+
+
+@kernel(types.void(types.Array(types.float64, 2, "C", readonly=True), _read(types.float64), types.float64[:, ::1]))
+def products(vectors, shares, gram):
+    num = shares.size
+    size = (num + 15) // 16 * 16
+    padded, weighted, sums = np.zeros((vectors.shape[0], size)), np.zeros(size), np.empty(16)
+    for i in range(vectors.shape[0]):
+        row = padded[i]
+        for k in range(num):
+            row[k] = vectors[i, k]
+            weighted[k] = row[k] * shares[k]
+        for j in range(i + 1):
+            other = padded[j]
+            sums[:] = 0.0
+            for o in range(0, size, 16):
+                a, b = weighted[o : o + 16], other[o : o + 16]
+                for k in range(16):
+                    sums[k] += a[k] * b[k]
+            total = 0.0
+            for k in range(16):
+                total += sums[k]
+            gram[i, j] = gram[j, i] = total

@@ -133,6 +133,43 @@ def misses(x: np.ndarray, y: np.ndarray, limit: float, positions: np.ndarray) ->
     return found.size
 
 
+def group_means(
+    x: np.ndarray, points: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, means: np.ndarray
+) -> None:
+    """Write for each group of neighbours of points their mean (float64[groups, points]).
+
+    `x` is flat; `points` and `offsets`, of the neighbours of all groups one after another, are int64, `sizes` (int64)
+    tells how many each group has. Sums are made in float64 in this order.
+    """
+    at = 0
+    with np.errstate(invalid="ignore"):
+        for mean, size in zip(means, sizes, strict=True):
+            mean[:] = 0
+            for offset in offsets[at : at + size]:
+                mean += x[points + offset]
+            mean *= 1.0 / size
+            at += size
+
+
+def products(vectors: np.ndarray, shares: np.ndarray, gram: np.ndarray) -> None:
+    """Write the sums of products of every two rows of `vectors` (float64[m, n]), weighted, into `gram` (float64[m, m]).
+
+    `shares` (float64[n]) are the weights. Every sixteenth product goes into one sum, in order; the sixteen sums are
+    added in order.
+    """
+    padded = np.pad(vectors, ((0, 0), (0, -vectors.shape[1] % 16)))
+    weights = np.pad(shares, (0, -shares.size % 16))
+    for i, a in enumerate(padded):
+        for j, b in enumerate(padded[: i + 1]):
+            sums = np.zeros(16)
+            for row in ((a * weights) * b).reshape(-1, 16):
+                sums = sums + row
+            total = 0.0
+            for part in sums:
+                total += part
+            gram[i, j] = gram[j, i] = total
+
+
 def _places(start: int, strides: np.ndarray, shape: np.ndarray) -> np.ndarray:
     i, j, k = (np.arange(n, dtype=np.int64) * int(s) for n, s in zip(shape, strides, strict=True))
     return start + i[:, None, None] + j[:, None] + k
