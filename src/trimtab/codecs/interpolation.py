@@ -1,28 +1,35 @@
-"""Interpolation: the elements of a tile predicted from neighbours on all sides, lattice by lattice.
+"""Interpolation: a tile's elements predicted from neighbours on all sides, lattice by lattice.
 
-(Zhao et al., ICDE 2021: SZ with dynamic spline interpolation; HPEZ: Liu et al., SIGMOD 2024, averages over axes.)
-Differences from these: the weights of up to ten groups of neighbours are fitted to the tile by least squares, in which
-the decoder's own errors count as noise, so that neighbours are also averaged against those; the first point of a tile
-is its only anchor; and every code has a context, for which the magnitudes of the codes around it are weighed in the
-same way.
+Differences from the interpolation of SZ3 (Zhao et al., ICDE 2021) and HPEZ (Liu et al., SIGMOD 2024), which takes
+cubics along an axis or their mean: the weights of groups of neighbours on all sides are fitted to the tile by least
+squares, in which the decoder's own errors count as noise, so that neighbours are averaged against these too; the one
+anchor is the tile's first element; and every code has a context, for which the magnitudes of the codes around it are
+weighed in the same way.
 
 The body of an interpolated payload, numbers little-endian:
 
-- uint8: number of sets of weights (0 to 3); uint8: 1 where predictions are rounded to multiples of the step, else 0
-- the sets. The set number i, from 1 on, is that of level i; the last one is also that of the levels above. For each
-  class of a level (`trimtab.codecs.pyramid`) that has points at the first level: an int16 for each group of `orbits`,
-  the weight of the mean of the group's values, in units of 2^-12; an int8 for each group of `context_groups`, the weight
-  of the mean of the group's magnitudes, in units of 2^-7; an int16, the bias of the activity, in units of 2^-11. Classes
-  stand in the order of `PARITIES`. Without sets the weights are those of `_default`. At a level where an axis has
-  become one point long, groups with a step along it have no members, and the weight of such a group goes to the first
-- uint32: bytes of the token block; the block, as of `trimtab.kernels.ans`, with `trimtab.kernels.contexts` telling the
-  contexts: thresholds are buckets there
-- the rest: extra bits
+- uint8: number of sets of weights S, at most 3; uint8: 1 where predictions are rounded to multiples of the step, else 0
+- the sets, each for one level, the finest first; the last set is also that of all coarser levels. For each class that
+  the finest level has, in the order of `trimtab.codecs.pyramid`: an int16 for each of the class's groups of neighbours,
+  in units of 2^-12, the weight of the mean of their values; an int8 for each of its groups of magnitudes, in units of
+  2^-7, the weight of the mean of these; an int16, the bias of the activity, in units of 2^-11
+- int32: the code of the first element, which code x step stands for; uint32: the bytes of the token block
+- the token block: `trimtab.kernels.ans`, with up to 16 contexts, which `trimtab.kernels.contexts` tells; the thresholds
+  are buckets
+- extra bits: the rest
 
-Tokens are those of all codes but the first, from the top level to the first, class by class in C order;
-`trimtab.kernels.tokens` defines how both give the codes. The first code, that of the tile's first element, is the int32
-before the block, and stands for code x step. `trimtab.kernels.interpolation` defines how the codes of a class give its
-points, in float32 or float64.
+Tokens are those of all other elements' codes, from the coarsest level on, class by class, each in C order;
+`trimtab.kernels.tokens` defines how tokens and extra bits give the codes, `trimtab.kernels.interpolation` how the codes
+of a class give its points. A neighbour's weight is that of its group divided by the number of the group's members; an
+activity's weights are in units of 2^-11, rounded down. Groups of weight 0 are left out. Neighbours are taken group by
+group, in a group in the order of signs (+ before -, the last axis changing fastest). Where an axis is one point long at
+a level but not at the finest, groups that step along it have no members there; the weights of such groups of values are
+added to the first group's.
+
+With S = 0 the weights are those of a cubic along each odd axis, averaged: 4608 // n for each of the n groups at
+distance 1 along an odd axis, -(512 // n) for those at distance 3, 0 for others, and to the first what is missing to
+4096. Magnitudes have floor(128 w / W), where w is four times the group's members divided by their squared distance and
+W the sum of these; the bias is 16.
 """
 
 from __future__ import annotations
@@ -36,7 +43,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from trimtab import kernels
-from trimtab.codecs.pyramid import PARITIES, Level, Point, context_groups, levels, orbits
+from trimtab.codecs.pyramid import Level, Point, context_groups, levels, orbits
 from trimtab.errors import Corrupt
 from trimtab.kernels.contexts.ref import MAX_CONTEXTS, NUM_BUCKETS, UNIT, threshold
 
@@ -76,6 +83,11 @@ class Target:
     def whole(cls, y: np.ndarray) -> Target:
         """Return all of a three-dimensional array in C order."""
         return cls(y.reshape(-1), 0, np.array([y.shape[1] * y.shape[2], y.shape[2], 1], np.int64))
+
+
+def applies(extents: Point) -> bool:
+    """Return whether a tile of such extents can be interpolated: not where that would take far more memory than it."""
+    return math.prod(extents) >= 8 and Level(extents, 1).num_places <= max(4 * math.prod(extents), 1 << 16)
 
 
 class Interpolation:
@@ -196,13 +208,9 @@ class Interpolation:
             if number + 1 < len(self.levels):
                 finer = _walk(self.levels[number + 1])
                 coarse, grids = grids, finer.empty_grids(root.dtype)
-                kernel.merge(
-                    coarse, walk.starts, walk.strides, walk.extents, grids, finer.start(even), finer.strides
-                )
+                kernel.merge(coarse, walk.starts, walk.strides, walk.extents, grids, finer.start(even), finer.strides)
             elif target is not None:
-                kernel.merge(
-                    grids, walk.starts, walk.strides, walk.extents, target.out, target.start, target.strides
-                )
+                kernel.merge(grids, walk.starts, walk.strides, walk.extents, target.out, target.start, target.strides)
 
     # contexts
 
@@ -243,7 +251,7 @@ class Interpolation:
         start = ans.read_tables(block, MAX_CONTEXTS, table, states)
         if start < 0 or block[1 : block[0]].max(initial=0) >= NUM_BUCKETS:
             raise Corrupt("the tables of a tile's tokens are damaged")
-        thresholds = np.full((block[0] + 2) // 4 * 4, 2**31 - 1, np.int32)  # no activity reaches those that make up fours
+        thresholds = np.full((block[0] + 2) // 4 * 4, 2**31 - 1, np.int32)  # what makes up fours is never reached
         thresholds[: block[0] - 1] = [threshold(int(b)) for b in block[1 : block[0]]]
         position = np.array([start], np.uint64)
         at = 0
@@ -316,6 +324,7 @@ class Interpolation:
         noise = self.step**2 / 24
         for parity in level.parities:
             groups = orbits(parity, level.live)
+            no_magnitudes = np.zeros(len(context_groups(parity, level.live)), np.int64)
             points = _sample(self.extents, level, parity, 3, _SAMPLE)
             if points.size < _MIN_FIT:
                 return None
@@ -326,20 +335,20 @@ class Interpolation:
             if np.count_nonzero(good) < _MIN_FIT:
                 return None
             means, own = means[:, good], own[good]
-            found[parity] = Weights(_least_squares(means, own, groups, noise, self.step / 2), np.zeros(0), 0)
+            found[parity] = Weights(_least_squares(means, own, groups, noise, self.step / 2), no_magnitudes, 0)
         return found
 
     def _fit_contexts(self, tokens: np.ndarray, values: list[Set]) -> list[Set]:
         """Return the sets with weights of magnitudes that tell the magnitude of a point best, on a sample."""
         if not values:
             return []
-        field = np.zeros(self.extents, np.uint8)
+        field, magnitudes = np.zeros(self.extents, np.uint8), (tokens + np.uint8(1)) >> np.uint8(1)
         at = 0
         for level in self.levels:
             for parity in level.parities:
                 shape = level.class_shape(parity)
                 size = math.prod(shape)
-                level.elements(field, parity)[...] = ((tokens[at : at + size].astype(np.uint16) + 1) >> 1).reshape(shape)
+                level.elements(field, parity)[...] = magnitudes[at : at + size].reshape(shape)
                 at += size
         sets = []
         for number, old in enumerate(values):
@@ -352,9 +361,9 @@ class Interpolation:
                 gram = _products(np.vstack([means, np.ones(own.size), own]), np.ones(own.size))
                 gram[np.diag_indices_from(gram)] += 1e-6 * own.size
                 solution = np.linalg.solve(gram[:-1, :-1], gram[:-1, -1])
-                magnitudes = np.clip(np.rint(solution[:-1] * _CONTEXT_ONE), -127, 127).astype(np.int64)
+                shares = np.clip(np.rint(solution[:-1] * _CONTEXT_ONE), -127, 127).astype(np.int64)
                 bias = int(np.clip(np.rint(solution[-1] * UNIT), -(2**15), 2**15 - 1))
-                found[parity] = Weights(weights.values, magnitudes, bias)
+                found[parity] = Weights(weights.values, shares, bias)
             sets.append(found)
         return sets
 
@@ -368,7 +377,9 @@ class _Walk:
         self.strides = np.array([rows * points, points, 1], np.int64)
         self.live = np.array(level.live, np.int64)
         self.extents = np.array(level.extents, np.int64)
-        self.starts = np.array([level.start((s >> 2, s >> 1 & 1, s & 1)) for s in range(8)], np.int64)
+        self.starts = np.zeros(8, np.int64)
+        for parity in ((0, 0, 0), *level.parities):
+            self.starts[parity[0] * 4 + parity[1] * 2 + parity[2]] = level.start(parity)
         self.shapes = {p: np.array(level.class_shape(p), np.int64) for p in ((0, 0, 0), *level.parities)}
         self.counts = {p: math.prod(level.class_shape(p)) for p in level.parities}
 
@@ -376,7 +387,7 @@ class _Walk:
         return int(self.starts[parity[0] * 4 + parity[1] * 2 + parity[2]])
 
     def empty_grids(self, dtype: np.dtype) -> np.ndarray:
-        return (np.zeros if dtype == np.uint8 else np.empty)(8 * self.level.size, dtype)
+        return (np.zeros if dtype == np.uint8 else np.empty)(self.level.num_places, dtype)
 
     def value_taps(self, parity: Point, weights: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         """Return the offsets and weights of the neighbours that a point is predicted from."""
@@ -451,7 +462,7 @@ def _group_means(x: np.ndarray, points: np.ndarray, level: Level, groups: list[l
 
 
 def _products(vectors: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Return the weighted sums of products of every two vectors; not by BLAS, whose threads cost more than they save."""
+    """Return the weighted sums of products of every two vectors. (The threads of BLAS would cost more than they save.)"""
     gram = np.empty((len(vectors), len(vectors)))
     kernels.load("interpolation").products(np.ascontiguousarray(vectors), shares, gram)
     return gram

@@ -1,13 +1,21 @@
 """A tile as a pyramid: lattices of ever finer spacing, each filled in class by class of points with like parities.
 
-The lattice of level l has every 2^(l-1)-th element along each axis, from the first on; the top level is the first whose
-lattice has no more than two points along any axis. A point of a level's lattice has a parity along each axis: that of
-its place in the lattice. Points with even parities form the lattice of the level above (above the top: the one first
-element). The others are its classes, in the order of `PARITIES`.
+A tile has three axes. The lattice of level l has every 2^(l-1)-th element along each, from the first on; the coarsest
+level is the first that has no more than two points along any axis. A point of a lattice has a parity along each axis:
+that of its place in the lattice. Points with even parities form the next coarser lattice (at the coarsest level: the
+tile's first element). The others are in up to seven classes, in this order of their parities: 001, 010, 100, 011, 101,
+110, 111.
 
-A level is held as eight arrays in one, `grids`: one for the even points and one for each class, in the order of their
-parities read as a binary number. Along each axis longer than one point each array has one place before the points, and
-as many after them as make its length that of the even points plus three.
+The neighbours of the points of a class stand in groups, at steps that differ in signs only. Groups of values are those
+of even points and of classes that come before, within a squared distance of 6, and those three points away along an odd
+axis; in order of squared distance, then of the step without signs. Groups of magnitudes are those of them within a
+squared distance of 3, and then, of the class itself, the point two rows before, the one two planes before, and the two
+diagonally before, at (0, -2, -2) and (0, -2, 2). Groups that step along an axis of one point do not exist.
+
+A level is held as up to eight arrays in one, `grids`: one for the even points and one for each class that has points,
+in the order of their parities read as a binary number. Along each axis longer than one point each array has one place
+before the points, and as many after them as make its length that of the even points plus three: neighbours beyond the
+edge (`trimtab.kernels.interpolation` tells their values, magnitudes repeat the outermost).
 """
 
 from __future__ import annotations
@@ -43,14 +51,19 @@ class Level:
 
     @cached_property
     def shape(self) -> Point:
-        """The shape of one of the eight arrays."""
+        """The shape of one of the arrays."""
         a, b, c = ((n + 1) // 2 + 3 * live for n, live in zip(self.extents, self.live, strict=True))
         return a, b, c
 
     @cached_property
     def size(self) -> int:
-        """Places in one of the eight arrays."""
+        """Places in one of the arrays."""
         return math.prod(self.shape)
+
+    @cached_property
+    def num_places(self) -> int:
+        """Places in the grids."""
+        return self.size << sum(self.live)
 
     @cached_property
     def parities(self) -> list[Point]:
@@ -71,14 +84,20 @@ class Level:
         """Return for each step from a point of the class, in lattice points, the distance in the flat grids (int64)."""
         ends = steps + np.array(parity)
         strides = np.array([self.shape[1] * self.shape[2], self.shape[2], 1])
-        return (ends % 2) @ np.array([4, 2, 1]) * self.size + (ends // 2) @ strides - self._place(parity)
+        return (ends % 2) @ self._slots * self.size + (ends // 2) @ strides - self._place(parity)
 
     def elements(self, tile: np.ndarray, parity: Point) -> np.ndarray:
         """Return the elements of a three-dimensional tile that are points of a class, as a view."""
         return tile[tuple(slice(odd * self.spacing, None, 2 * self.spacing) for odd in parity)]
 
     def _place(self, parity: Point) -> int:
-        return (parity[0] * 4 + parity[1] * 2 + parity[2]) * self.size
+        return int(np.array(parity) @ self._slots) * self.size
+
+    @cached_property
+    def _slots(self) -> np.ndarray:
+        """How many arrays further an odd place along each axis is."""
+        live = self.live
+        return np.array([(1 + live[1]) * (1 + live[2]), 1 + live[2], 1])
 
 
 def levels(extents: Point) -> list[Level]:
@@ -94,9 +113,7 @@ def levels(extents: Point) -> list[Level]:
 def orbits(parity: Point, live: Point) -> list[list[Point]]:
     """Return the groups of neighbours that share a weight when a point of a class is predicted, the nearest first.
 
-    A group has all steps, in lattice points, that differ in signs only. Groups are those of a class decoded before
-    within a squared distance of 6, and those three steps along an odd axis; in order of squared distance, then of the
-    step without signs.
+    Steps are in lattice points; the module's docstring says which there are.
     """
     rank = PARITIES.index(parity)
     found = []
@@ -115,9 +132,12 @@ def orbits(parity: Point, live: Point) -> list[list[Point]]:
 def context_groups(parity: Point, live: Point) -> list[list[Point]]:
     """Return the groups of neighbours that share a weight in the activity of a point of a class.
 
-    First those of `orbits` within a squared distance of 3, then, of the class itself, the one two rows above, the one
-    two planes before and the two diagonally above.
+    The module's docstring says which there are.
     """
     near = [group for group in orbits(parity, live) if sum(s * s for s in group[0]) <= 3]
-    inside = [list(own) for own in _OWN_GROUPS if all(axis or not s for step in own for axis, s in zip(live, step, strict=True))]
+    inside = [
+        list(group)
+        for group in _OWN_GROUPS
+        if all(axis or not s for step in group for axis, s in zip(live, step, strict=True))
+    ]
     return near + inside

@@ -1,4 +1,17 @@
-"""An SZ tile whose elements are interpolated: floats to a payload of bytes and back."""
+"""An SZ tile whose elements are interpolated: floats to a payload of bytes and back.
+
+Only tiles of lane 1 and scale "linear" are interpolated, seen as three axes, the leading ones of length 1 where there
+are fewer. With fewer than 8 elements, or where the grids of the finest level (`trimtab.codecs.pyramid`) had more than
+2^16 places and more than four for each element, a tile is not interpolated. The payload, numbers little-endian:
+
+- uint8 255; float64, the step, positive; four uint32: number of outliers K, bytes of the body, of the gaps and of the
+  values
+- the body (`trimtab.codecs.interpolation`)
+- gaps and values, as in other payloads
+
+The points that the body gives, float32 for 2-byte dtypes and else of the array's dtype, are rounded to that. Outliers
+are put in last.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +22,7 @@ import struct
 import numpy as np
 
 from trimtab import kernels
-from trimtab.codecs.interpolation import Interpolation, Target
+from trimtab.codecs.interpolation import Interpolation, Target, applies
 from trimtab.codecs.pyramid import Point
 from trimtab.codecs.sections import deflate, inflate
 from trimtab.codecs.tiling import Tile
@@ -34,6 +47,8 @@ def encode_interpolated(
     The squared errors sum to at most `most`: the step is changed until they do, and nearly so where `most` is finite.
     """
     extents = _extents(tile)
+    if tile.lane != 1 or not applies(extents):
+        return None
     exact = np.ascontiguousarray(tile.view(flat))
     x = exact.astype(dtype, copy=False).reshape(extents)
     found = None
@@ -69,6 +84,8 @@ def decode_interpolated(payload: np.ndarray, tile: Tile, dtype: np.dtype, flat: 
     Raises:
         Corrupt: the payload contradicts itself.
     """
+    if tile.lane != 1 or not applies(_extents(tile)):
+        raise Corrupt(f"a tile of extents {tile.extents} and lane {tile.lane} is never interpolated")
     if payload.size < _HEAD.size:
         raise Corrupt(f"an interpolated tile of {payload.size} bytes has no room for its head of {_HEAD.size}")
     _, step, num_outliers, *lengths = _HEAD.unpack(payload[: _HEAD.size].tobytes())

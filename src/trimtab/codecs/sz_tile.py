@@ -83,8 +83,8 @@ class TileCoder:
         """
         tile = self.tile
         if payload.size and payload[0] == INTERPOLATED:
-            if self.scale != "linear" or tile.lane != 1:
-                raise Corrupt(f"a tile is interpolated with scale {self.scale!r} and lane {tile.lane}")
+            if self.scale != "linear":
+                raise Corrupt(f"a tile is interpolated with scale {self.scale!r}")
             decode_interpolated(payload, tile, self.dtype, flat)
             return
         num_weights = NUM_TAPS[len(tile.shape) - 1]
@@ -115,7 +115,7 @@ class TileCoder:
 
     def _encode_shorter(self, flat: np.ndarray, limit: float, largest: int) -> tuple[np.ndarray, int] | None:
         """Encode in both ways that there are, and return the shorter payload."""
-        if self.scale != "linear" or self.tile.lane != 1:
+        if self.scale != "linear":
             return self.encode(flat, limit, largest, "balanced")
         # a limit beyond the step stands for a limit to the sum of squares, which the quantiser's own errors show
         most = self.squared_error(flat) if limit >= self.step else math.inf

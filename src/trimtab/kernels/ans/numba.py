@@ -251,7 +251,9 @@ def _write_tables(tallies, thresholds, num_contexts, steps, following, out):
 
 
 @kernel(
-    types.int64(types.uint8[::1], types.int64, types.uintp, types.uint64, types.uint64, types.Array(types.uint64, 1, "C"))
+    types.int64(
+        types.uint8[::1], types.int64, types.uintp, types.uint64, types.uint64, types.Array(types.uint64, 1, "C")
+    )
 )
 def _finish(out, head, address, bits, num_bits, states):
     """Put the stream, which ends with `out` and begins at `address`, behind the tables; return the block's size."""

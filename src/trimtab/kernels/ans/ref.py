@@ -48,8 +48,10 @@ def encode_block(tokens: np.ndarray, back: int, out: np.ndarray) -> int:
     activities = [_activities(tokens, r, back) for r in range(len(tokens))]
     thresholds = _choose_thresholds(tokens, activities)
     contexts = [np.searchsorted(thresholds, row, side="right") for row in activities]
-    rows = [(row, places) for row, places in zip(tokens, contexts, strict=True)]
-    return _encode_rows(rows, thresholds, out)
+    counts = np.zeros((len(thresholds) + 1, NUM_TOKENS), np.int64)
+    for row, places in zip(tokens, contexts, strict=True):
+        np.add.at(counts, (places, row), 1)
+    return _encode_rows(list(zip(tokens, contexts, strict=True)), counts, thresholds, out)
 
 
 def encode_mixed(
@@ -69,7 +71,7 @@ def encode_mixed(
     lengths = [int(length) for count, length in rows for _ in range(int(count))]
     ends = np.cumsum([0, *lengths])
     pieces = [(tokens[a:b], contexts[a:b].astype(np.int64)) for a, b in itertools.pairwise(ends)]
-    return _encode_rows(pieces, [int(t) for t in thresholds], out)
+    return _encode_rows(pieces, counts[:, :NUM_TOKENS], [int(t) for t in thresholds], out)
 
 
 def read_tables(block: np.ndarray, max_contexts: int, table: np.ndarray, states: np.ndarray) -> int:
@@ -120,14 +122,13 @@ def decode_block(block: np.ndarray, back: int, tokens: np.ndarray) -> int:
     return 0 if not any(state) and block.size == max((at + 7) // 8, start // 8 + 8) else -1
 
 
-def _encode_rows(rows: list[tuple[np.ndarray, np.ndarray]], thresholds: list[int], out: np.ndarray) -> int:
-    """Encode rows of tokens with the contexts of their places."""
+def _encode_rows(
+    rows: list[tuple[np.ndarray, np.ndarray]], counts: np.ndarray, thresholds: list[int], out: np.ndarray
+) -> int:
+    """Encode rows of tokens with the contexts of their places; `counts` (int64[contexts, tokens]) are theirs."""
     text, tables = "", []
-    for c in range(len(thresholds) + 1):
-        counts = np.zeros(NUM_TOKENS, np.int64)
-        for row, places in rows:
-            counts += np.bincount(row[places == c], minlength=NUM_TOKENS)
-        shares = _normalise(counts)
+    for of_context in counts:
+        shares = _normalise(of_context)
         tables.append({(token, n): slot for slot, (token, n) in enumerate(_slots(shares))})
         text += _pack_shares(shares)
         tables[-1] |= {("share", token): share for token, share in enumerate(shares)}

@@ -70,8 +70,9 @@ def decode_class(
 ) -> None:
     """Decode a class's tokens (uint8, flat) and write their magnitudes into the grids.
 
-    The number of `thresholds` (int32) is a multiple of four. `block`, `table` and `states` are those of `trimtab.kernels.ans.ref.read_tables`; `position` (uint64[1]), at first
-    what it returned, moves on with the bits that are read. Bits past the block may be anything.
+    `block`, `table` and `states` are those of `trimtab.kernels.ans.ref.read_tables`; `position` (uint64[1]), at first
+    what it returned, moves on with the bits that are read. Bits past the block may be anything. The number of
+    `thresholds` (int32) is a multiple of four.
     """
     num, at = int(shape[2]), int(position[0])
     for r in range(int(shape[0] * shape[1])):

@@ -252,10 +252,7 @@ def misses(x, y, limit, positions):
 
 
 @kernel(
-    *(
-        types.void(_read(scalar), _VECTOR, _VECTOR, _VECTOR, types.float64[:, ::1])
-        for scalar in (types.uint8, *_FLOATS)
-    )
+    *(types.void(_read(scalar), _VECTOR, _VECTOR, _VECTOR, types.float64[:, ::1]) for scalar in (types.uint8, *_FLOATS))
 )
 def group_means(x, points, offsets, sizes, means):
     at = 0

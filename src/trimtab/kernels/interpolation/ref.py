@@ -133,9 +133,7 @@ def misses(x: np.ndarray, y: np.ndarray, limit: float, positions: np.ndarray) ->
     return found.size
 
 
-def group_means(
-    x: np.ndarray, points: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, means: np.ndarray
-) -> None:
+def group_means(x: np.ndarray, points: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, means: np.ndarray) -> None:
     """Write for each group of neighbours of points their mean (float64[groups, points]).
 
     `x` is flat; `points` and `offsets`, of the neighbours of all groups one after another, are int64, `sizes` (int64)
@@ -170,7 +168,7 @@ def products(vectors: np.ndarray, shares: np.ndarray, gram: np.ndarray) -> None:
             gram[i, j] = gram[j, i] = total
 
 
-def _places(start: int, strides: np.ndarray, shape: np.ndarray) -> np.ndarray:
+def _places(start: int, strides: np.ndarray, shape: np.ndarray | list[int]) -> np.ndarray:
     i, j, k = (np.arange(n, dtype=np.int64) * int(s) for n, s in zip(shape, strides, strict=True))
     return start + i[:, None, None] + j[:, None] + k
 
