@@ -9,7 +9,7 @@ from trimtab.kernels.ans import numba as ans_numba
 from trimtab.kernels.ans import ref as ans_ref
 from trimtab.kernels.contexts import numba, ref
 
-SHAPES = [(3, 4, 21), (1, 5, 8), (2, 1, 1), (1, 1, 100)]
+SHAPES = [(3, 4, 21), (1, 5, 8), (2, 1, 1), (1, 1, 100), (1, 2, 4101)]
 
 
 def test_buckets_follow_their_thresholds():

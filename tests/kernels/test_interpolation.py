@@ -10,7 +10,7 @@ import pytest
 from trimtab.codecs.pyramid import Level, orbits
 from trimtab.kernels.interpolation import numba, ref
 
-SHAPES = [(7, 8, 9), (1, 6, 5), (1, 1, 37), (2, 2, 2), (5, 1, 4), (4, 3, 1), (3, 2, 70)]
+SHAPES = [(7, 8, 9), (1, 6, 5), (1, 1, 37), (2, 2, 2), (5, 1, 4), (4, 3, 1), (3, 2, 70), (1, 2, 9000)]
 EVEN = (0, 0, 0)
 
 

@@ -8,11 +8,13 @@ weighed in the same way.
 
 The body of an interpolated payload, numbers little-endian:
 
-- uint8: number of sets of weights S, at most 3; uint8: 1 where predictions are rounded to multiples of the step, else 0
-- the sets, each for one level, the finest first; the last set is also that of all coarser levels. For each class that
-  the finest level has, in the order of `trimtab.codecs.pyramid`: an int16 for each of the class's groups of neighbours,
-  in units of 2^-12, the weight of the mean of their values; an int8 for each of its groups of magnitudes, in units of
-  2^-7, the weight of the mean of these; an int16, the bias of the activity, in units of 2^-11
+- uint8: number of sets of weights S, at most 3; uint8: 1 where predictions are rounded to multiples of the step, else
+  0; uint16: bytes of the sets
+- the sets, in one zstd frame that states its content size (no bytes where S = 0), each for one level, the finest first;
+  the last set is also that of all coarser levels. For each class that the finest level has, in the order of
+  `trimtab.codecs.pyramid`: an int16 for each of the class's groups of neighbours, in units of 2^-12, the weight of the
+  mean of their values; an int8 for each of its groups of magnitudes, in units of 2^-7, the weight of the mean of these;
+  an int16, the bias of the activity, in units of 2^-11
 - int32: the code of the first element, which code x step stands for; uint32: the bytes of the token block
 - the token block: `trimtab.kernels.ans`, with up to 16 contexts, which `trimtab.kernels.contexts` tells; the thresholds
   are buckets
@@ -28,12 +30,13 @@ added to the first group's.
 
 With S = 0 the weights are those of a cubic along each odd axis, averaged: 4608 // n for each of the n groups at
 distance 1 along an odd axis, -(512 // n) for those at distance 3, 0 for others, and to the first what is missing to
-4096. Magnitudes have floor(128 w / W), where w is four times the group's members divided by their squared distance and
-W the sum of these; the bias is 16.
+4096. Magnitudes have 128 w // W, where w is 24 times the group's members divided by their squared distance and W the
+sum of these; the bias is 16.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from collections.abc import Callable
@@ -44,16 +47,18 @@ import numpy as np
 
 from trimtab import kernels
 from trimtab.codecs.pyramid import Level, Point, context_groups, levels, orbits
+from trimtab.codecs.sections import deflate, inflate
 from trimtab.errors import Corrupt
 from trimtab.kernels.contexts.ref import MAX_CONTEXTS, NUM_BUCKETS, UNIT, threshold
 
-_HEAD = struct.Struct("<BB")
+_HEAD = struct.Struct("<BBH")
 _SIZES = struct.Struct("<iI")
 _MAX_SETS = 3
 _ONE = 1 << 12
 _CONTEXT_ONE = 1 << 7
 _SAMPLE = 4096
 _CONTEXT_SAMPLE = 4096
+_HEAVY = 4.0  # times the median of the squares that their mean exceeds where errors are heavy-tailed; 2.2 if normal
 _FAR_PAYS = 1.04  # far groups take time, so they have to lessen the mean square of the error by so much
 _MIN_FIT = 512  # sample points, below which nothing is fitted
 
@@ -107,9 +112,8 @@ class Interpolation:
         with np.errstate(invalid="ignore", over="ignore"):
             first = x.reshape(-1)[0].astype(np.float64) / self.step
             first = int(np.rint(first)) if abs(first) < 2.0**30 else 0
-        fits = [self._fit(x, level) for level in self.levels[::-1][:num_sets]]
-        values = [fit for fit in fits if fit is not None]
-        values = values if len(values) == len(fits) else []
+        fits = (self._fit(x, level) for level in self.levels[::-1][:num_sets])
+        values = list(itertools.takewhile(bool, fits))
         codes, y = self._predict(x, first, values, snap)
         coder = kernels.load("tokens")
         tokens = np.empty((1, codes.size), np.uint8)
@@ -117,7 +121,8 @@ class Interpolation:
         extra = extra[: coder.encode(codes[None], 0, tokens, extra)]
         sets = self._fit_contexts(tokens[0], values)
         block = self._encode_tokens(tokens[0], sets)
-        head = _HEAD.pack(len(sets), snap) + b"".join(map(self._pack_set, sets)) + _SIZES.pack(first, block.size)
+        packed = deflate(np.frombuffer(b"".join(map(self._pack_set, sets)), np.uint8))
+        head = _HEAD.pack(len(sets), snap, len(packed)) + packed + _SIZES.pack(first, block.size)
         return head + block.tobytes() + extra.tobytes(), y
 
     def decode(self, body: np.ndarray, target: Target) -> None:
@@ -126,13 +131,13 @@ class Interpolation:
         Raises:
             Corrupt: the body contradicts itself.
         """
-        num_sets, snap = _HEAD.unpack(body[: _HEAD.size].tobytes()) if body.size >= _HEAD.size else (255, 0)
-        start = _HEAD.size + num_sets * self._set_size
+        num_sets, snap, size = _HEAD.unpack(body[: _HEAD.size].tobytes()) if body.size >= _HEAD.size else (255, 0, 0)
+        start = _HEAD.size + size
         if num_sets > _MAX_SETS or snap > 1 or body.size < start + _SIZES.size:
             raise Corrupt(f"an interpolated tile of {body.size} bytes has no room for {num_sets} sets of weights")
+        weights = inflate(body[_HEAD.size : start], "u1", num_sets * self._set_size)
         sets = [
-            self._unpack_set(body[_HEAD.size + i * self._set_size :][: self._set_size].tobytes())
-            for i in range(num_sets)
+            self._unpack_set(weights[i * self._set_size : (i + 1) * self._set_size].tobytes()) for i in range(num_sets)
         ]
         first, block_size = _SIZES.unpack(body[start : start + _SIZES.size].tobytes())
         start += _SIZES.size
@@ -355,7 +360,7 @@ class Interpolation:
             level, found = self.levels[-1 - number], {}
             for parity, weights in old.items():
                 groups = context_groups(parity, level.live)
-                points = _sample(self.extents, level, parity, 2, _CONTEXT_SAMPLE)
+                points = _sample(self.extents, level, parity, 2, _CONTEXT_SAMPLE // level.spacing)
                 means = _group_means(field, points, level, groups)
                 own = field.reshape(-1)[points].astype(np.float64)
                 gram = _products(np.vstack([means, np.ones(own.size), own]), np.ones(own.size))
@@ -435,8 +440,8 @@ def _default(parity: Point, live: Point) -> Weights:
             values[i] = (_ONE + _ONE // 8) // num_axes
     values[0] += _ONE - values.sum()
     context = context_groups(parity, live)
-    shares = np.array([len(group) * 4.0 / sum(s * s for s in group[0]) for group in context])
-    return Weights(values, np.floor(shares / shares.sum() * _CONTEXT_ONE).astype(np.int64), 16)
+    shares = np.array([24 * len(group) // sum(s * s for s in group[0]) for group in context])
+    return Weights(values, shares * _CONTEXT_ONE // shares.sum(), 16)
 
 
 def _sample(extents: Point, level: Level, parity: Point, reach: int, count: int) -> np.ndarray:
@@ -462,8 +467,8 @@ def _group_means(x: np.ndarray, points: np.ndarray, level: Level, groups: list[l
 
 
 def _products(vectors: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Return the weighted sums of products of every two vectors. (The threads of BLAS would cost more than they save.)"""
-    gram = np.empty((len(vectors), len(vectors)))
+    """Return the weighted sums of products of every two vectors."""
+    gram = np.empty((len(vectors), len(vectors)))  # not by BLAS, whose threads cost more than they save
     kernels.load("interpolation").products(np.ascontiguousarray(vectors), shares, gram)
     return gram
 
@@ -473,26 +478,27 @@ def _least_squares(
 ) -> np.ndarray:
     """Return weights (int64) of group means, summing to one, that come nearest to `own`.
 
-    `noise` is the variance of the error of each neighbour. A second fit gives less weight to points that the first one
-    misses by more than is usual. Far groups have weights only where they help.
+    `noise` is the variance of the error of each neighbour. Where some errors are far larger than is usual, a second fit
+    gives less weight to their points. Far groups have weights only where they help.
     """
     sizes = np.array([len(group) for group in groups])
     near = np.array([i for i, group in enumerate(groups[1:]) if sum(s * s for s in group[0]) not in (5, 6)], np.int64)
     vectors = np.vstack([means[1:], own]) - means[0]
     spread = noise * (np.diag(1 / np.append(sizes[1:], np.inf)) + 1 / sizes[0])
-    shares = np.ones(own.size)
-    for attempt in range(2):
-        gram = _products(vectors, shares) / own.size + spread
-        solution, narrow = _solve(gram, np.arange(len(groups) - 1)), _solve(gram, near)
-        if _error(gram, narrow) <= _FAR_PAYS * _error(gram, solution):
-            solution = narrow
-        if attempt == 0:
-            residual = vectors[-1].copy()
-            for weight, vector in zip(solution, vectors, strict=False):
-                residual -= weight * vector
-            squares = np.square(residual)
-            shares = 1 / (bound**2 + squares + 10 * np.median(squares))
-            shares /= shares.mean()
+    gram = _products(vectors, np.ones(own.size)) / own.size + spread
+    solution = _solve(gram, np.arange(len(groups) - 1))
+    residual = vectors[-1].copy()
+    for weight, vector in zip(solution, vectors, strict=False):
+        residual -= weight * vector
+    squares = np.square(residual)
+    usual = np.median(squares)
+    if squares.mean() > _HEAVY * usual:
+        shares = 1 / (bound**2 + squares + 10 * usual)
+        gram = _products(vectors, shares / shares.mean()) / own.size + spread
+        solution = _solve(gram, np.arange(len(groups) - 1))
+    narrow = _solve(gram, near)
+    if _error(gram, narrow) <= _FAR_PAYS * _error(gram, solution):
+        solution = narrow
     weights = np.zeros(len(means), np.int64)
     weights[1:] = np.rint(np.clip(solution, -3, 3) * _ONE)
     weights[0] = _ONE - weights.sum()

@@ -34,7 +34,7 @@ INTERPOLATED = 255
 
 _HEAD = struct.Struct("<Bd4I")
 _MAX_OUTLIERS = 64  # one element in so many may be one
-_NUM_SETS = 2
+_NUM_SETS = 3
 _FIT_PAYS = 8192  # elements from which the weights are worth their bytes
 _ATTEMPTS = 3
 

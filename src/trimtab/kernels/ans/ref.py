@@ -20,6 +20,9 @@ Token k of a row is read with state k % 8: slot `state` of its context's table g
 that token (n from the token's share up, in slot order) the next state ``(n << w) - 2048 + next w bits`` with
 the w for which 2048 <= n << w < 4096. After the last token all states are 0. Slots are dealt to the tokens in
 ascending order, each share on the next places of the walk ``i -> (i + 1283) % 2048`` from 0.
+
+Where a payload says that contexts come from elsewhere, the block is the same, but for the meaning of the thresholds and
+for the number of contexts, and rows may differ in length.
 """
 
 from __future__ import annotations

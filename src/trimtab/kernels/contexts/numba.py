@@ -20,6 +20,7 @@ _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 _LONGS = types.Array(types.int64, 1, "C", readonly=True)
 _INTS = types.Array(types.int32, 1, "C", readonly=True)
 _BITS = 11
+_BLOCK = 4096  # a multiple of the number of states
 _inline = numba.njit(forceinline=True, boundscheck=False, error_model="numpy")
 i32, u8, u64 = np.int32, np.uint8, np.uint64
 
@@ -39,13 +40,16 @@ def _fill_activities(grids, place, offsets, weights, bias, sums):
 
 
 @_inline
-def _put_magnitudes(tokens, grids, place, margin):
+def _put_magnitudes(tokens, grids, place):
     magnitudes = grids[place : place + tokens.size]
     for k in range(tokens.size):
         magnitudes[k] = u8(u8(tokens[k] + u8(1)) >> u8(1))
-    if margin > 0:
-        grids[place - 1] = grids[place]
-        grids[place + tokens.size] = grids[place + tokens.size + 1] = grids[place + tokens.size - 1]
+
+
+@_inline
+def _repeat_ends(grids, place, num):
+    grids[place - 1] = grids[place]
+    grids[place + num] = grids[place + num + 1] = grids[place + num - 1]
 
 
 @kernel(
@@ -65,21 +69,25 @@ def _put_magnitudes(tokens, grids, place, margin):
 )
 def buckets_of_class(tokens, grids, start, strides, shape, margin, offsets, weights, bias, buckets, joint):
     num = shape[2]
-    sums, rounded = np.empty(num, np.int32), np.empty(num, np.float32)
-    exponents = rounded.view(np.int32)
-    for i in range(shape[0]):
-        for j in range(shape[1]):
-            place = start + i * strides[0] + j * strides[1]
-            _fill_activities(grids, place, offsets, weights, bias, sums)
-            first = (i * shape[1] + j) * num
-            row, b = tokens[first : first + num], buckets[first : first + num]
-            for k in range(num):
+    sums_room, rounded_room = np.empty(min(num, _BLOCK), np.int32), np.empty(min(num, _BLOCK), np.float32)
+    exponents = rounded_room.view(np.int32)
+    for r in range(shape[0] * shape[1]):
+        place = start + r // shape[1] * strides[0] + r % shape[1] * strides[1]
+        for o in range(0, num, _BLOCK):
+            size = min(_BLOCK, num - o)
+            sums, rounded, e = sums_room[:size], rounded_room[:size], exponents[:size]
+            _fill_activities(grids, place + o, offsets, weights, bias, sums)
+            first = r * num + o
+            row, b = tokens[first : first + size], buckets[first : first + size]
+            for k in range(size):
                 rounded[k] = np.float32(max(sums[k], i32(0)))  # below 2^24, so exact
-            for k in range(num):
-                b[k] = u8(i32((exponents[k] >> 21) - i32(507)) if exponents[k] > 0 else i32(0))
-            for k in range(num):
+            for k in range(size):
+                b[k] = u8(i32((e[k] >> 21) - i32(507)) if e[k] > 0 else i32(0))
+            for k in range(size):
                 joint[u64(b[k]), u64(row[k])] += 1
-            _put_magnitudes(row, grids, place, margin)
+            _put_magnitudes(row, grids, place + o)
+        if margin > 0:
+            _repeat_ends(grids, place, num)
 
 
 @_inline
@@ -112,27 +120,29 @@ def _get(state, base, table, bits):
 def decode_class(
     block, position, states, table, thresholds, grids, start, strides, shape, margin, offsets, weights, bias, tokens
 ):
-    num = shape[2]
-    whole = num // 8 * 8
-    sums, counts, bases = np.empty(num, np.int32), np.empty(num, np.int32), np.empty(num, np.uint16)
+    num, room = shape[2], min(shape[2], _BLOCK)
+    sums_room, counts_room, bases_room = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.uint16)
     base, limit, at_bit = types.uintp(block.ctypes.data), u64(block.size - 8), position[0]
     out_address = types.uintp(tokens.ctypes.data)
     s0, s1, s2, s3 = states[0], states[1], states[2], states[3]
     s4, s5, s6, s7 = states[4], states[5], states[6], states[7]
-    for i in range(shape[0]):
-        for j in range(shape[1]):
-            place = start + i * strides[0] + j * strides[1]
-            _fill_activities(grids, place, offsets, weights, bias, sums)
+    for r in range(shape[0] * shape[1]):
+        place = start + r // shape[1] * strides[0] + r % shape[1] * strides[1]
+        for o in range(0, num, _BLOCK):
+            size = min(_BLOCK, num - o)
+            whole = size // 8 * 8
+            sums, counts, bases = sums_room[:size], counts_room[:size], bases_room[:size]
+            _fill_activities(grids, place + o, offsets, weights, bias, sums)
             counts[:] = i32(0)
             for t in range(0, thresholds.size, 4):
                 t0, t1, t2, t3 = thresholds[t], thresholds[t + 1], thresholds[t + 2], thresholds[t + 3]
-                for k in range(num):
+                for k in range(size):
                     a = sums[k]
                     reached = i32(i32(a >= t0) + i32(a >= t1)) + i32(i32(a >= t2) + i32(a >= t3))
                     counts[k] = i32(counts[k] + i32(reached))
-            for k in range(num):
+            for k in range(size):
                 bases[k] = np.uint16(counts[k] << i32(_BITS))
-            first = (i * shape[1] + j) * num
+            first = r * num + o
             address = out_address + types.uintp(first)
             for g in range(0, whole, 8):
                 a = bases[g : g + 8]
@@ -154,11 +164,11 @@ def decode_class(
                 low = (e0 & byte) >> u64(8) | (e1 & byte) | (e2 & byte) << u64(8) | (e3 & byte) << u64(16)
                 high = (e4 & byte) << u64(24) | (e5 & byte) << u64(32) | (e6 & byte) << u64(40) | (e7 & byte) << u64(48)
                 store64(address + types.uintp(g), low | high)
-            row = tokens[first : first + num]
-            if whole < num:
+            row = tokens[first : first + size]
+            if whole < size:
                 states[0], states[1], states[2], states[3] = s0, s1, s2, s3
                 states[4], states[5], states[6], states[7] = s4, s5, s6, s7
-                for k in range(whole, num):
+                for k in range(whole, size):
                     at = min(at_bit >> u64(3), limit)
                     bits = load64(base + at) >> ((at_bit - (at << u64(3))) & u64(63))
                     states[k - whole], entry, bits = _get(states[k - whole], bases[k], table, bits)
@@ -166,7 +176,9 @@ def decode_class(
                     row[k] = u8((entry >> u64(8)) & u64(255))
                 s0, s1, s2, s3 = states[0], states[1], states[2], states[3]
                 s4, s5, s6, s7 = states[4], states[5], states[6], states[7]
-            _put_magnitudes(row, grids, place, margin)
+            _put_magnitudes(row, grids, place + o)
+        if margin > 0:
+            _repeat_ends(grids, place, num)
     states[0], states[1], states[2], states[3] = s0, s1, s2, s3
     states[4], states[5], states[6], states[7] = s4, s5, s6, s7
     position[0] = at_bit

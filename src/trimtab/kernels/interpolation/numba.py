@@ -1,6 +1,6 @@
 """Prediction of the points of a finer lattice from their neighbours on all sides, fast: see ref.py for the arithmetic.
 
-A row of points at a time, so that every loop vectorises. No fast-math and no contraction anywhere: encoder and decoder,
+A stretch of a row of points at a time, so that every loop vectorises. No fast-math and no contraction anywhere: encoder and decoder,
 and every machine, must round alike.
 """
 
@@ -75,30 +75,32 @@ def _sum_row(grids, place, offsets, weights, sums):
 )
 def encode_class(x, x_start, x_strides, grids, start, strides, shape, offsets, weights, step, snap, codes):
     num, inverse = shape[2], 1.0 / step
-    sums, row = np.empty(num, grids.dtype), np.empty(num, grids.dtype)
-    for i in range(shape[0]):
-        for j in range(shape[1]):
-            place = start + i * strides[0] + j * strides[1]
+    sums_room, row_room = np.empty(min(num, _BLOCK), grids.dtype), np.empty(min(num, _BLOCK), grids.dtype)
+    for r in range(shape[0] * shape[1]):
+        i, j = r // shape[1], r % shape[1]
+        for o in range(0, num, _BLOCK):
+            size = min(_BLOCK, num - o)
+            sums, row = sums_room[:size], row_room[:size]
+            place = start + i * strides[0] + j * strides[1] + o
             _sum_row(grids, place, offsets, weights, sums)
-            source = x_start + i * x_strides[0] + j * x_strides[1]
+            source = x_start + i * x_strides[0] + j * x_strides[1] + o * x_strides[2]
             if x_strides[2] == 2:
-                pairs = x[source : source + 2 * num - 1]
-                for k in range(num):
+                pairs = x[source : source + 2 * size - 1]
+                for k in range(size):
                     row[k] = pairs[2 * k]
             else:
-                for k in range(num):
+                for k in range(size):
                     row[k] = x[source + k * x_strides[2]]
-            first = (i * shape[1] + j) * num
-            c, points = codes[first : first + num], grids[place : place + num]
+            c, points = codes[r * num + o : r * num + o + size], grids[place : place + size]
             if snap:
-                for k in range(num):
+                for k in range(size):
                     origin = np.rint(f64(sums[k]) * inverse)
                     d = f64(row[k]) * inverse - origin
                     d = ((d if abs(d) < LIMIT else 0.0) + _ROUND) - _ROUND
                     c[k] = i32(d)
                     points[k] = (origin + d) * step
             else:
-                for k in range(num):
+                for k in range(size):
                     origin = f64(sums[k])
                     d = (f64(row[k]) - origin) * inverse
                     d = ((d if abs(d) < LIMIT else 0.0) + _ROUND) - _ROUND
@@ -124,18 +126,19 @@ def encode_class(x, x_start, x_strides, grids, start, strides, shape, offsets, w
 )
 def decode_class(grids, start, strides, shape, offsets, weights, step, snap, codes):
     num, inverse = shape[2], 1.0 / step
-    sums = np.empty(num, grids.dtype)
-    for i in range(shape[0]):
-        for j in range(shape[1]):
-            place = start + i * strides[0] + j * strides[1]
+    room = np.empty(min(num, _BLOCK), grids.dtype)
+    for r in range(shape[0] * shape[1]):
+        for o in range(0, num, _BLOCK):
+            size = min(_BLOCK, num - o)
+            sums = room[:size]
+            place = start + r // shape[1] * strides[0] + r % shape[1] * strides[1] + o
             _sum_row(grids, place, offsets, weights, sums)
-            first = (i * shape[1] + j) * num
-            c, points = codes[first : first + num], grids[place : place + num]
+            c, points = codes[r * num + o : r * num + o + size], grids[place : place + size]
             if snap:
-                for k in range(num):
+                for k in range(size):
                     points[k] = (np.rint(f64(sums[k]) * inverse) + f64(c[k])) * step
             else:
-                for k in range(num):
+                for k in range(size):
                     points[k] = f64(sums[k]) + f64(c[k]) * step
 
 
