@@ -1,6 +1,6 @@
 """Prediction of the points of a finer lattice from their neighbours on all sides, fast: see ref.py for the arithmetic.
 
-A stretch of a row of points at a time, so that every loop vectorises. No fast-math and no contraction anywhere: encoder and decoder,
+A stretch of a row at a time, so that every loop vectorises. No fast-math and no contraction anywhere: encoder and decoder,
 and every machine, must round alike.
 """
 
