@@ -364,7 +364,7 @@ class Interpolation:
                 means = _group_means(field, points, level, groups)
                 own = field.reshape(-1)[points].astype(np.float64)
                 gram = _products(np.vstack([means, np.ones(own.size), own]), np.ones(own.size))
-                gram[np.diag_indices_from(gram)] += 1e-6 * own.size
+                gram.flat[:: len(gram) + 1] += 1e-6 * own.size
                 solution = np.linalg.solve(gram[:-1, :-1], gram[:-1, -1])
                 shares = np.clip(np.rint(solution[:-1] * _CONTEXT_ONE), -127, 127).astype(np.int64)
                 bias = int(np.clip(np.rint(solution[-1] * UNIT), -(2**15), 2**15 - 1))
@@ -507,8 +507,8 @@ def _least_squares(
 
 def _solve(gram: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Return the weights of the chosen vectors, 0 for others, that come nearest to the last vector."""
-    part = gram[np.ix_(chosen, chosen)]
-    part[np.diag_indices_from(part)] += 1e-9 * np.trace(part) + 1e-300
+    part = gram[chosen[:, None], chosen]
+    part.flat[:: len(chosen) + 1] += 1e-9 * np.trace(part) + 1e-300
     solution = np.zeros(len(gram) - 1)
     solution[chosen] = np.linalg.solve(part, gram[chosen, -1])
     return solution

@@ -1,7 +1,7 @@
 """Prediction of the points of a finer lattice from their neighbours on all sides, fast: see ref.py for the arithmetic.
 
-A stretch of a row at a time, so that every loop vectorises. No fast-math and no contraction anywhere: encoder and decoder,
-and every machine, must round alike.
+A stretch of a row at a time, so that every loop vectorises. No fast-math and no contraction anywhere: encoder and
+decoder, and every machine, must round alike.
 """
 
 from __future__ import annotations
