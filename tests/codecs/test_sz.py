@@ -37,6 +37,13 @@ def wave(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
     return x.reshape(shape).astype(dtype)
 
 
+def smooth(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
+    """A field that is smooth in every direction, with a little noise."""
+    waves = [np.sin(np.arange(n) / (7 + 3 * axis) + axis) for axis, n in enumerate(shape)]
+    x = sum(np.multiply.outer(a, np.ones(shape[i + 1 :])) for i, a in enumerate(waves)) if shape else 0
+    return (x + np.random.default_rng(0).normal(0, 3e-4, shape)).astype(dtype)
+
+
 def decoded(packed: Packed) -> np.ndarray:
     return make_codec(packed.header.codec).decode(packed)
 
@@ -99,6 +106,20 @@ def test_back_ends_agree(shape, bound, level):
         assert same_buffers(fast, slow)
         assert np.array_equal(y.view(np.uint32), SZ().decode(fast).view(np.uint32))
     assert fast.header.codec["id"] == "sz"
+
+
+def test_back_ends_agree_on_fitted_weights():
+    x = smooth((24, 25, 26))
+    x[3, 4, 5:9] = np.nan, 1e9, np.inf, -1e30
+    with kernels.backend("numba"):
+        fast = SZ(level="ratio").encode(x, Abs(0.02))
+        y = SZ().decode(fast)
+    with kernels.backend("ref"):
+        assert same_buffers(fast, SZ(level="ratio").encode(x, Abs(0.02)))
+        assert np.array_equal(y.view(np.uint32), SZ().decode(fast).view(np.uint32))
+    head = struct.Struct("<Bd4IB")
+    kind, *_, num_sets = head.unpack(fast.buffers["data"][: head.size].tobytes())
+    assert kind == INTERPOLATED and num_sets > 0
 
 
 def test_threads_do_not_change_a_byte():
@@ -292,13 +313,6 @@ def test_every_coding_is_taken():
         packed = SZ(level=level).encode(data, Abs(0.2))
         assert packed.buffers["data"][1] == coding
         assert Abs(0.2).allows(data, decoded(packed))
-
-
-def smooth(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
-    """A field that is smooth in every direction, with a little noise."""
-    waves = [np.sin(np.arange(n) / (7 + 3 * axis) + axis) for axis, n in enumerate(shape)]
-    x = sum(np.multiply.outer(a, np.ones(shape[i + 1 :])) for i, a in enumerate(waves)) if shape else 0
-    return (x + np.random.default_rng(0).normal(0, 3e-4, shape)).astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -101,7 +101,7 @@ def sz_ratio() -> dict[str, Case]:
         cases[f"shape {shape}"] = (field("float32", *shape), Rel(0.01), codec)
     cases["PSNR"] = (field("float32", 20, 30), PSNR(40.0), codec)
     cases["whole numbers"] = (field("float32", 20, 30).round(), Abs(0.25), codec)
-    cases["fitted"] = (field("float32", 21, 21, 21), Abs(3.0), codec)
+    cases["fitted"] = (field("float32", 24, 24, 24), Abs(8.0), codec)
     return cases
 
 

@@ -60,6 +60,7 @@ _SAMPLE = 4096
 _CONTEXT_SAMPLE = 4096
 _HEAVY = 4.0  # times the median of the squares that their mean exceeds where errors are heavy-tailed; 2.2 if normal
 _FAR_PAYS = 1.04  # far groups take time, so they have to lessen the mean square of the error by so much
+_SET_PAYS = 12288  # points of a level, from which weights of its own save more bytes than they take
 _MIN_FIT = 512  # sample points, below which nothing is fitted
 
 
@@ -103,7 +104,7 @@ class Interpolation:
         self.levels = levels(extents)
         self.live = self.levels[-1].live if self.levels else (0, 0, 0)
 
-    def encode(self, x: np.ndarray, snap: bool, num_sets: int) -> tuple[bytes, np.ndarray]:
+    def encode(self, x: np.ndarray, snap: bool) -> tuple[bytes, np.ndarray]:
         """Return the body of a payload, and the elements that it decodes to, without outliers.
 
         `x` has the tile's extents and the working dtype. With `snap`, predictions are multiples of the step.
@@ -112,8 +113,8 @@ class Interpolation:
         with np.errstate(invalid="ignore", over="ignore"):
             first = x.reshape(-1)[0].astype(np.float64) / self.step
             first = int(np.rint(first)) if abs(first) < 2.0**30 else 0
-        fits = (self._fit(x, level) for level in self.levels[::-1][:num_sets])
-        values = list(itertools.takewhile(bool, fits))
+        large = [level for level in self.levels[::-1][:_MAX_SETS] if math.prod(level.extents) >= _SET_PAYS]
+        values = list(itertools.takewhile(bool, (self._fit(x, level) for level in large)))
         codes, y = self._predict(x, first, values, snap)
         coder = kernels.load("tokens")
         tokens = np.empty((1, codes.size), np.uint8)

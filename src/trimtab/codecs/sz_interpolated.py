@@ -34,8 +34,6 @@ INTERPOLATED = 255
 
 _HEAD = struct.Struct("<Bd4I")
 _MAX_OUTLIERS = 64  # one element in so many may be one
-_NUM_SETS = 3
-_FIT_PAYS = 8192  # elements from which the weights are worth their bytes
 _ATTEMPTS = 3
 
 
@@ -55,8 +53,7 @@ def encode_interpolated(
     for _ in range(_ATTEMPTS if most < math.inf else 1):
         if not 0 < step < math.inf:
             break
-        num_sets = _NUM_SETS if x.size >= _FIT_PAYS else 0
-        body, y = Interpolation(extents, step, dtype).encode(x, 2 * limit <= step, num_sets)
+        body, y = Interpolation(extents, step, dtype).encode(x, 2 * limit <= step)
         with np.errstate(over="ignore"):
             y = y.reshape(-1).astype(flat.dtype, copy=False)
         outliers = _misses(exact.reshape(-1), y, limit, dtype)
