@@ -60,6 +60,7 @@ _SAMPLE = 4096
 _CONTEXT_SAMPLE = 4096
 _HEAVY = 4.0  # times the median of the squares that their mean exceeds where errors are heavy-tailed; 2.2 if normal
 _FAR_PAYS = 1.04  # far groups take time, so they have to lessen the mean square of the error by so much
+_IDLE = 2  # weights of magnitudes up to this one tell nothing, and take time
 _SET_PAYS = 12288  # points of a level, from which weights of its own save more bytes than they take
 _MIN_FIT = 512  # sample points, below which nothing is fitted
 
@@ -368,6 +369,7 @@ class Interpolation:
                 gram.flat[:: len(gram) + 1] += 1e-6 * own.size
                 solution = np.linalg.solve(gram[:-1, :-1], gram[:-1, -1])
                 shares = np.clip(np.rint(solution[:-1] * _CONTEXT_ONE), -127, 127).astype(np.int64)
+                shares[np.abs(shares) <= _IDLE] = 0
                 bias = int(np.clip(np.rint(solution[-1] * UNIT), -(2**15), 2**15 - 1))
                 found[parity] = Weights(weights.values, shares, bias)
             sets.append(found)
