@@ -36,7 +36,6 @@ sum of these; the bias is 16.
 
 from __future__ import annotations
 
-import itertools
 import math
 import struct
 from collections.abc import Callable
@@ -114,8 +113,7 @@ class Interpolation:
         with np.errstate(invalid="ignore", over="ignore"):
             first = x.reshape(-1)[0].astype(np.float64) / self.step
             first = int(np.rint(first)) if abs(first) < 2.0**30 else 0
-        large = [level for level in self.levels[::-1][:_MAX_SETS] if math.prod(level.extents) >= _SET_PAYS]
-        values = list(itertools.takewhile(bool, (self._fit(x, level) for level in large)))
+        values = self._fit_values(x)
         codes, y = self._predict(x, first, values, snap)
         coder = kernels.load("tokens")
         tokens = np.empty((1, codes.size), np.uint8)
@@ -324,6 +322,16 @@ class Interpolation:
             at += 2 * num + num_context + 2
             found[parity] = Weights(values, magnitudes, struct.unpack_from("<h", data, at - 2)[0])
         return found
+
+    def _fit_values(self, x: np.ndarray) -> list[Set]:
+        """Return sets with weights of values, for as many levels as have points enough."""
+        sets = []
+        for level in self.levels[::-1][:_MAX_SETS]:
+            fit = self._fit(x, level) if math.prod(level.extents) >= _SET_PAYS else None
+            if fit is None:
+                break
+            sets.append(fit)
+        return sets
 
     def _fit(self, x: np.ndarray, level: Level) -> Set | None:
         """Return weights of values that predict the level's points best, on a sample; None where that is too small."""

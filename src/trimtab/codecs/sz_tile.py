@@ -25,7 +25,7 @@ Scale = Literal["linear", "log2"]
 
 _HEAD = struct.Struct("<BB7I")
 _MAX_SHIFT = 16
-_HOPELESS = 2.0  # contexts save less than this factor over the entropy of a sample
+_HOPELESS = 3.0  # contexts, and rows emptier than a sample, save less than this factor
 _MAX_FILL_VALUES = 4  # different outliers that may be many: they take few bytes
 
 
