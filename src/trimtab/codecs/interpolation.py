@@ -45,6 +45,16 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from trimtab import kernels
+from trimtab.codecs.interpolation_fit import (
+    CONTEXT_ONE,
+    MAX_SETS,
+    ONE,
+    Weights,
+    WeightSet,
+    fit_contexts,
+    fit_values,
+    merge_buckets,
+)
 from trimtab.codecs.pyramid import Level, Point, context_groups, levels, orbits
 from trimtab.codecs.sections import deflate, inflate
 from trimtab.errors import Corrupt
@@ -52,28 +62,8 @@ from trimtab.kernels.contexts.ref import MAX_CONTEXTS, NUM_BUCKETS, UNIT, thresh
 
 _HEAD = struct.Struct("<BBH")
 _SIZES = struct.Struct("<iI")
-_MAX_SETS = 3
-_ONE = 1 << 12
-_CONTEXT_ONE = 1 << 7
-_SAMPLE = 4096
-_CONTEXT_SAMPLE = 4096
-_HEAVY = 4.0  # times the median of the squares that their mean exceeds where errors are heavy-tailed; 2.2 if normal
-_FAR_PAYS = 1.04  # far groups take time, so they have to lessen the mean square of the error by so much
-_IDLE = 2  # weights of magnitudes up to this one tell nothing, and take time
-_SET_PAYS = 12288  # points of a level, from which weights of its own save more bytes than they take
-_MIN_FIT = 512  # sample points, below which nothing is fitted
 
 
-@dataclass(frozen=True)
-class Weights:
-    """The weights of one class: of `orbits`, of `context_groups`, and the bias of the activity."""
-
-    values: np.ndarray
-    magnitudes: np.ndarray
-    bias: int
-
-
-Set = dict[Point, Weights]
 _FillClass = Callable[["_Walk", Point, np.ndarray], None]
 
 
@@ -113,13 +103,13 @@ class Interpolation:
         with np.errstate(invalid="ignore", over="ignore"):
             first = x.reshape(-1)[0].astype(np.float64) / self.step
             first = int(np.rint(first)) if abs(first) < 2.0**30 else 0
-        values = self._fit_values(x)
+        values = fit_values(x, self.levels, self.step)
         codes, y = self._predict(x, first, values, snap)
         coder = kernels.load("tokens")
         tokens = np.empty((1, codes.size), np.uint8)
         extra = np.empty(coder.max_extra_size(codes.size), np.uint8)
         extra = extra[: coder.encode(codes[None], 0, tokens, extra)]
-        sets = self._fit_contexts(tokens[0], values)
+        sets = fit_contexts(tokens[0], self.levels, values)
         block = self._encode_tokens(tokens[0], sets)
         packed = deflate(np.frombuffer(b"".join(map(self._pack_set, sets)), np.uint8))
         head = _HEAD.pack(len(sets), snap, len(packed)) + packed + _SIZES.pack(first, block.size)
@@ -133,7 +123,7 @@ class Interpolation:
         """
         num_sets, snap, size = _HEAD.unpack(body[: _HEAD.size].tobytes()) if body.size >= _HEAD.size else (255, 0, 0)
         start = _HEAD.size + size
-        if num_sets > _MAX_SETS or snap > 1 or body.size < start + _SIZES.size:
+        if num_sets > MAX_SETS or snap > 1 or body.size < start + _SIZES.size:
             raise Corrupt(f"an interpolated tile of {body.size} bytes has no room for {num_sets} sets of weights")
         weights = inflate(body[_HEAD.size : start], "u1", num_sets * self._set_size)
         sets = [
@@ -151,7 +141,7 @@ class Interpolation:
 
     # prediction
 
-    def _predict(self, x: np.ndarray, first: int, values: list[Set], snap: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _predict(self, x: np.ndarray, first: int, values: list[WeightSet], snap: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return the codes (int32) of all elements but the first, and the elements that they stand for."""
         codes = np.empty(x.size - 1, np.int32)
         kernel = kernels.load("interpolation")
@@ -174,7 +164,7 @@ class Interpolation:
         self._climb(self._root(first), encode_class, Target.whole(y))
         return codes, y
 
-    def _reconstruct(self, codes: np.ndarray, first: int, sets: list[Set], snap: bool, target: Target) -> None:
+    def _reconstruct(self, codes: np.ndarray, first: int, sets: list[WeightSet], snap: bool, target: Target) -> None:
         kernel = kernels.load("interpolation")
         at = 0
 
@@ -219,7 +209,7 @@ class Interpolation:
 
     # contexts
 
-    def _encode_tokens(self, tokens: np.ndarray, sets: list[Set]) -> np.ndarray:
+    def _encode_tokens(self, tokens: np.ndarray, sets: list[WeightSet]) -> np.ndarray:
         kernel = kernels.load("contexts")
         buckets, joint = np.empty(tokens.size, np.uint8), np.zeros((NUM_BUCKETS, 128), np.int64)
         at = 0
@@ -236,7 +226,7 @@ class Interpolation:
             at += size
 
         self._climb(_NO_MAGNITUDE, fill_buckets, None)
-        bounds = _merge_buckets(joint)
+        bounds = merge_buckets(joint)
         contexts = np.searchsorted(bounds, np.arange(NUM_BUCKETS), side="right").astype(np.uint8)
         counts = np.zeros((bounds.size + 1, 128), np.int64)
         np.add.at(counts, contexts, joint)
@@ -244,7 +234,7 @@ class Interpolation:
         out = np.empty(ans.max_block_size(tokens.size) + MAX_CONTEXTS * 400, np.uint8)
         return out[: ans.encode_mixed(tokens, contexts[buckets], self._rows, counts, bounds, out)]
 
-    def _decode_tokens(self, block: np.ndarray, sets: list[Set]) -> np.ndarray:
+    def _decode_tokens(self, block: np.ndarray, sets: list[WeightSet]) -> np.ndarray:
         """Return the tokens of all codes.
 
         Raises:
@@ -285,7 +275,7 @@ class Interpolation:
 
     # weights
 
-    def _weights(self, sets: list[Set], level: Level, parity: Point) -> Weights:
+    def _weights(self, sets: list[WeightSet], level: Level, parity: Point) -> Weights:
         """Return the weights of a class at a level, with those of the groups that have no members left out."""
         if not sets:
             return _default(parity, level.live)
@@ -307,13 +297,13 @@ class Interpolation:
     def _parities(self) -> list[Point]:
         return self.levels[-1].parities if self.levels else []
 
-    def _pack_set(self, weights: Set) -> bytes:
+    def _pack_set(self, weights: WeightSet) -> bytes:
         return b"".join(
             w.values.astype("<i2").tobytes() + w.magnitudes.astype("<i1").tobytes() + struct.pack("<h", w.bias)
             for w in (weights[parity] for parity in self._parities)
         )
 
-    def _unpack_set(self, data: bytes) -> Set:
+    def _unpack_set(self, data: bytes) -> WeightSet:
         found, at = {}, 0
         for parity in self._parities:
             num, num_context = len(orbits(parity, self.live)), len(context_groups(parity, self.live))
@@ -322,66 +312,6 @@ class Interpolation:
             at += 2 * num + num_context + 2
             found[parity] = Weights(values, magnitudes, struct.unpack_from("<h", data, at - 2)[0])
         return found
-
-    def _fit_values(self, x: np.ndarray) -> list[Set]:
-        """Return sets with weights of values, for as many levels as have points enough."""
-        sets = []
-        for level in self.levels[::-1][:_MAX_SETS]:
-            fit = self._fit(x, level) if math.prod(level.extents) >= _SET_PAYS else None
-            if fit is None:
-                break
-            sets.append(fit)
-        return sets
-
-    def _fit(self, x: np.ndarray, level: Level) -> Set | None:
-        """Return weights of values that predict the level's points best, on a sample; None where that is too small."""
-        found: Set = {}
-        noise = self.step**2 / 24
-        for parity in level.parities:
-            groups = orbits(parity, level.live)
-            no_magnitudes = np.zeros(len(context_groups(parity, level.live)), np.int64)
-            points = _sample(self.extents, level, parity, 3, _SAMPLE)
-            if points.size < _MIN_FIT:
-                return None
-            means = _group_means(x, points, level, groups)
-            own = x.reshape(-1)[points].astype(np.float64)
-            good = np.isfinite(own) & np.isfinite(means).all(axis=0)
-            good &= np.abs(own) < self.step * 2.0**30
-            if np.count_nonzero(good) < _MIN_FIT:
-                return None
-            means, own = means[:, good], own[good]
-            found[parity] = Weights(_least_squares(means, own, groups, noise, self.step / 2), no_magnitudes, 0)
-        return found
-
-    def _fit_contexts(self, tokens: np.ndarray, values: list[Set]) -> list[Set]:
-        """Return the sets with weights of magnitudes that tell the magnitude of a point best, on a sample."""
-        if not values:
-            return []
-        field, magnitudes = np.zeros(self.extents, np.uint8), (tokens + np.uint8(1)) >> np.uint8(1)
-        at = 0
-        for level in self.levels:
-            for parity in level.parities:
-                shape = level.class_shape(parity)
-                size = math.prod(shape)
-                level.elements(field, parity)[...] = magnitudes[at : at + size].reshape(shape)
-                at += size
-        sets = []
-        for number, old in enumerate(values):
-            level, found = self.levels[-1 - number], {}
-            for parity, weights in old.items():
-                groups = context_groups(parity, level.live)
-                points = _sample(self.extents, level, parity, 2, _CONTEXT_SAMPLE // level.spacing)
-                means = _group_means(field, points, level, groups)
-                own = field.reshape(-1)[points].astype(np.float64)
-                gram = _products(np.vstack([means, np.ones(own.size), own]), np.ones(own.size))
-                gram.flat[:: len(gram) + 1] += 1e-6 * own.size
-                solution = np.linalg.solve(gram[:-1, :-1], gram[:-1, -1])
-                shares = np.clip(np.rint(solution[:-1] * _CONTEXT_ONE), -127, 127).astype(np.int64)
-                shares[np.abs(shares) <= _IDLE] = 0
-                bias = int(np.clip(np.rint(solution[-1] * UNIT), -(2**15), 2**15 - 1))
-                found[parity] = Weights(weights.values, shares, bias)
-            sets.append(found)
-        return sets
 
 
 class _Walk:
@@ -408,12 +338,12 @@ class _Walk:
     def value_taps(self, parity: Point, weights: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         """Return the offsets and weights of the neighbours that a point is predicted from."""
         offsets, groups, sizes = _neighbours(self.level, parity, False, (weights != 0).tobytes())
-        return offsets, np.append(weights / _ONE / sizes, 0.0).astype(dtype)[groups]
+        return offsets, np.append(weights / ONE / sizes, 0.0).astype(dtype)[groups]
 
     def magnitude_taps(self, parity: Point, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the offsets and weights of the magnitudes that make up an activity."""
         offsets, groups, sizes = _neighbours(self.level, parity, True, (weights != 0).tobytes())
-        return offsets, np.append(weights * (UNIT // _CONTEXT_ONE) // sizes, 0).astype(np.int32)[groups]
+        return offsets, np.append(weights * (UNIT // CONTEXT_ONE) // sizes, 0).astype(np.int32)[groups]
 
 
 _walk = lru_cache(maxsize=64)(_Walk)
@@ -446,114 +376,10 @@ def _default(parity: Point, live: Point) -> Weights:
     num_axes = sum(parity)
     for i, group in enumerate(groups):
         if sum(s * s for s in group[0]) == 9:
-            values[i] = -(_ONE // 8 // num_axes)
+            values[i] = -(ONE // 8 // num_axes)
         elif sum(s * s for s in group[0]) == 1:
-            values[i] = (_ONE + _ONE // 8) // num_axes
-    values[0] += _ONE - values.sum()
+            values[i] = (ONE + ONE // 8) // num_axes
+    values[0] += ONE - values.sum()
     context = context_groups(parity, live)
     shares = np.array([24 * len(group) // sum(s * s for s in group[0]) for group in context])
-    return Weights(values, shares * _CONTEXT_ONE // shares.sum(), 16)
-
-
-def _sample(extents: Point, level: Level, parity: Point, reach: int, count: int) -> np.ndarray:
-    """Return flat positions of a class's points, spread over the tile, whose neighbours are all inside (int64)."""
-    axes = []
-    for n, odd, live in zip(level.extents, parity, level.live, strict=True):
-        places = np.arange(odd, n, 2)
-        axes.append(places[(places >= reach * live) & (places + reach * live < n)] * level.spacing)
-    num = math.prod(axis.size for axis in axes)
-    chosen = np.arange(min(num, count)) * num // max(min(num, count), 1)
-    i, j, k = np.unravel_index(chosen, [axis.size for axis in axes]) if num else (np.zeros(0, np.int64),) * 3
-    return (axes[0][i] * extents[1] + axes[1][j]) * extents[2] + axes[2][k]
-
-
-def _group_means(x: np.ndarray, points: np.ndarray, level: Level, groups: list[list[Point]]) -> np.ndarray:
-    """Return for each group the means of the neighbours of points (float64[groups, points])."""
-    strides = np.array([x.shape[1] * x.shape[2], x.shape[2], 1]) * level.spacing
-    offsets = np.array([step for group in groups for step in group]) @ strides
-    means = np.empty((len(groups), points.size))
-    sizes = np.array([len(group) for group in groups])
-    kernels.load("interpolation").group_means(x.reshape(-1), points, offsets, sizes, means)
-    return means
-
-
-def _products(vectors: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Return the weighted sums of products of every two vectors."""
-    gram = np.empty((len(vectors), len(vectors)))  # not by BLAS, whose threads cost more than they save
-    kernels.load("interpolation").products(np.ascontiguousarray(vectors), shares, gram)
-    return gram
-
-
-def _least_squares(
-    means: np.ndarray, own: np.ndarray, groups: list[list[Point]], noise: float, bound: float
-) -> np.ndarray:
-    """Return weights (int64) of group means, summing to one, that come nearest to `own`.
-
-    `noise` is the variance of the error of each neighbour. Where some errors are far larger than is usual, a second fit
-    gives less weight to their points. Far groups have weights only where they help.
-    """
-    sizes = np.array([len(group) for group in groups])
-    near = np.array([i for i, group in enumerate(groups[1:]) if sum(s * s for s in group[0]) not in (5, 6)], np.int64)
-    vectors = np.vstack([means[1:], own]) - means[0]
-    spread = noise * (np.diag(1 / np.append(sizes[1:], np.inf)) + 1 / sizes[0])
-    gram = _products(vectors, np.ones(own.size)) / own.size + spread
-    solution = _solve(gram, np.arange(len(groups) - 1))
-    residual = vectors[-1].copy()
-    for weight, vector in zip(solution, vectors, strict=False):
-        residual -= weight * vector
-    squares = np.square(residual)
-    usual = np.median(squares)
-    if squares.mean() > _HEAVY * usual:
-        shares = 1 / (bound**2 + squares + 10 * usual)
-        gram = _products(vectors, shares / shares.mean()) / own.size + spread
-        solution = _solve(gram, np.arange(len(groups) - 1))
-    narrow = _solve(gram, near)
-    if _error(gram, narrow) <= _FAR_PAYS * _error(gram, solution):
-        solution = narrow
-    weights = np.zeros(len(means), np.int64)
-    weights[1:] = np.rint(np.clip(solution, -3, 3) * _ONE)
-    weights[0] = _ONE - weights.sum()
-    return np.clip(weights, -(2**15), 2**15 - 1)
-
-
-def _solve(gram: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Return the weights of the chosen vectors, 0 for others, that come nearest to the last vector."""
-    part = gram[chosen[:, None], chosen]
-    part.flat[:: len(chosen) + 1] += 1e-9 * np.trace(part) + 1e-300
-    solution = np.zeros(len(gram) - 1)
-    solution[chosen] = np.linalg.solve(part, gram[chosen, -1])
-    return solution
-
-
-def _error(gram: np.ndarray, solution: np.ndarray) -> float:
-    """Return the mean square of what the weighted vectors leave of the last one."""
-    both = np.append(solution, -1.0)
-    return float(both @ gram @ both)
-
-
-def _merge_buckets(joint: np.ndarray) -> np.ndarray:
-    """Return the buckets (uint8, ascending) at which a new context begins, so that tokens and tables are short."""
-    begins = np.flatnonzero(joint.any(axis=1)).tolist()
-    rows = joint[begins][:, : np.flatnonzero(joint.any(axis=0))[-1] + 1].astype(np.float64)
-    bits, both = _table_bits(rows), _table_bits(rows[:-1] + rows[1:])
-    savings = bits[:-1] + bits[1:] - both
-    while savings.size and (savings.max() > 0 or len(begins) > MAX_CONTEXTS):
-        i = int(np.argmax(savings))
-        rows[i] += rows[i + 1]
-        bits[i] = both[i]
-        rows, bits = np.delete(rows, i + 1, axis=0), np.delete(bits, i + 1)
-        both, savings = np.delete(both, i), np.delete(savings, i)
-        del begins[i + 1]
-        first, last = max(i - 1, 0), min(i + 1, savings.size)
-        both[first:last] = _table_bits(rows[first:last] + rows[first + 1 : last + 1])
-        savings[first:last] = bits[first:last] + bits[first + 1 : last + 1] - both[first:last]
-    return np.array(begins[1:], np.uint8)
-
-
-def _table_bits(counts: np.ndarray) -> np.ndarray:
-    """Return for each row about how many bits tokens with these counts take, with their table."""
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = counts / totals
-    bits = -(counts * np.log2(np.maximum(shares, 2.0**-11))).sum(axis=1)
-    last = counts.shape[1] - np.argmax(counts[:, ::-1] > 0, axis=1)
-    return bits + 7 + last + 2 * np.log2(1 + 2048 * shares).sum(axis=1)
+    return Weights(values, shares * CONTEXT_ONE // shares.sum(), 16)
