@@ -24,9 +24,11 @@ from trimtab.codecs import SZ
 from trimtab.peers import PEERS, Peer
 from trimtab.records import Bar, Metric, Record
 
-OURS = {"trimtab SZ": SZ(), "trimtab SZ fast": SZ(level="fast")}
+OURS = {"trimtab SZ": SZ(), "trimtab SZ fast": SZ(level="fast"), "trimtab SZ ratio": SZ(level="ratio")}
 FAST = "trimtab SZ fast"
 """The level whose speed is compared with the peers'."""
+RATIO = "trimtab SZ ratio"
+"""The level whose ratio is compared with SZ3's, by whichever of its two predictors is better."""
 RELATIVE_BOUNDS = (1e-2, 1e-3, 1e-4)
 BOUNDED_PEERS = tuple(peer for peer in PEERS if not peer.lossless)
 
@@ -112,6 +114,19 @@ def _bars(subjects: Sequence[str], metrics: Mapping[str, Metric]) -> list[Bar]:
                 f"{name}: cells of {len(subjects)} where the bound holds", len(subjects), exact(sum(held), "cells")
             ),
         ]
+    over_better = [
+        min(_quotient(metrics, f"{s}/{RATIO}/ratio", f"{s}/{peer}/ratio") for peer in ("sz3", "sz3-lorenzo"))
+        for s in subjects
+    ]
+    for times, num_cells in ((1.0, len(subjects)), (1.08, -(-2 * len(subjects) // 3))):  # all, and 8 of 12
+        bars.append(
+            at_least(
+                f"{RATIO}: cells of {len(subjects)} with at least {times:g}x the ratio of the better of sz3 and "
+                "sz3-lorenzo",
+                num_cells,
+                exact(sum(quotient >= times for quotient in over_better), "cells"),
+            )
+        )
     return [
         *bars,
         at_least(f"{FAST}: median encoding speed over sz3's", 1.5, _median(metrics, subjects, "encode_times"), "x"),

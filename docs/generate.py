@@ -23,8 +23,14 @@ JOBS = {
 }
 """What a user wants to do -> the folder of the package that does it."""
 
-LAYOUTS = {"enec": "trimtab.codecs.enec", "sz": "trimtab.codecs.sz"}
-"""Codec -> the module whose docstring describes its bytes."""
+LAYOUTS = {
+    "enec": "trimtab.codecs.enec",
+    "sz": "trimtab.codecs.sz",
+    "sz: interpolated tiles": "trimtab.codecs.sz_interpolated",
+    "sz: the body of an interpolated tile": "trimtab.codecs.interpolation",
+    "sz: pyramids": "trimtab.codecs.pyramid",
+}
+"""Heading -> the module whose docstring describes the bytes of a codec, or of a part of it."""
 
 
 def jobs_table() -> str:

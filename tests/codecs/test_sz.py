@@ -17,6 +17,7 @@ from trimtab import kernels
 from trimtab.bounds import PSNR, Abs, Lossless, PointwiseRel, Rel, psnr
 from trimtab.codecs.codec import make_codec
 from trimtab.codecs.sz import SZ
+from trimtab.codecs.sz_interpolated import INTERPOLATED
 from trimtab.codecs.sz_tokens import CONTEXTS, HUFFMAN, RUNS
 from trimtab.codecs.tiling import MAX_TILE_SIZE, Fold
 from trimtab.errors import BoundError, FormatError, ShapeError
@@ -24,7 +25,7 @@ from trimtab.packed import Header, Packed
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 BOUNDS = [Abs(0.01), Rel(1e-2), Rel(1e-4), PointwiseRel(0.01), PSNR(50.0)]
-LEVELS = ("fast", "balanced")
+LEVELS = ("fast", "balanced", "ratio")
 SHAPES = [(), (0,), (1,), (3, 0, 2), (67,), (1009,), (37, 41), (500, 3), (11, 13, 17), (3, 5, 7, 11), (2, 3, 4, 5, 6)]
 SPECIAL = [math.nan, -math.nan, math.inf, -math.inf, -0.0, 0.0, 1e-42, -5e-324, 6e-8, 3e38, -1e300, 65504.0]
 
@@ -34,6 +35,13 @@ def wave(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
     size = math.prod(shape)
     x = np.sin(np.arange(size) / 17) * 3 + np.random.default_rng(size).normal(0, 0.01, size)
     return x.reshape(shape).astype(dtype)
+
+
+def smooth(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
+    """A field that is smooth in every direction, with a little noise."""
+    waves = [np.sin(np.arange(n) / (7 + 3 * axis) + axis) for axis, n in enumerate(shape)]
+    x = sum(np.multiply.outer(a, np.ones(shape[i + 1 :])) for i, a in enumerate(waves)) if shape else 0
+    return (x + np.random.default_rng(0).normal(0, 3e-4, shape)).astype(dtype)
 
 
 def decoded(packed: Packed) -> np.ndarray:
@@ -98,6 +106,20 @@ def test_back_ends_agree(shape, bound, level):
         assert same_buffers(fast, slow)
         assert np.array_equal(y.view(np.uint32), SZ().decode(fast).view(np.uint32))
     assert fast.header.codec["id"] == "sz"
+
+
+def test_back_ends_agree_on_fitted_weights():
+    x = smooth((24, 25, 26))
+    x[3, 4, 5:9] = np.nan, 1e9, np.inf, -1e30
+    with kernels.backend("numba"):
+        fast = SZ(level="ratio").encode(x, Abs(0.02))
+        y = SZ().decode(fast)
+    with kernels.backend("ref"):
+        assert same_buffers(fast, SZ(level="ratio").encode(x, Abs(0.02)))
+        assert np.array_equal(y.view(np.uint32), SZ().decode(fast).view(np.uint32))
+    head = struct.Struct("<Bd4IB")
+    kind, *_, num_sets = head.unpack(fast.buffers["data"][: head.size].tobytes())
+    assert kind == INTERPOLATED and num_sets > 0
 
 
 def test_threads_do_not_change_a_byte():
@@ -291,6 +313,61 @@ def test_every_coding_is_taken():
         packed = SZ(level=level).encode(data, Abs(0.2))
         assert packed.buffers["data"][1] == coding
         assert Abs(0.2).allows(data, decoded(packed))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(9000,), (95, 97), (31, 33, 29), (3, 7, 33, 29), (5, 40, 41), (16, 2, 700)], ids=str)
+def test_smooth_tiles_are_interpolated(shape, dtype):
+    """In two and three axes; along one, neighbours on both sides tell less than two before."""
+    x = smooth(shape, dtype)
+    bound = Abs(0.05)
+    best, balanced = SZ(level="ratio").encode(x, bound), SZ().encode(x, bound)
+    assert bound.allows(x, decoded(best))
+    assert best.num_bytes <= balanced.num_bytes
+    if len(shape) > 1 and min(shape) > 2:
+        assert best.buffers["data"][0] == INTERPOLATED
+        assert best.num_bytes < 0.9 * balanced.num_bytes
+
+
+def test_the_shorter_way_is_taken_tile_by_tile():
+    """A smooth half is interpolated; a half that steps from whole number to whole number along rows is not."""
+    x = smooth((300, 80, 170))
+    x[150:] = 20 * np.random.default_rng(0).integers(0, 2, (150, 80, 170)).cumsum(axis=2)
+    bound = Abs(0.05)
+    best, balanced = SZ(level="ratio").encode(x, bound), SZ().encode(x, bound)
+    ends = np.cumsum(best.buffers["tiles"]).astype(int)
+    kinds = [int(best.buffers["data"][first]) for first in (0, *ends[:-1])]
+    assert INTERPOLATED in kinds and min(kinds) < INTERPOLATED
+    assert (best.buffers["tiles"] <= balanced.buffers["tiles"]).all()
+    assert bound.allows(x, decoded(best))
+
+
+@pytest.mark.parametrize("bound", BOUNDS, ids=str)
+@pytest.mark.parametrize("shape", [(700,), (41, 43), (500, 3), (17, 19, 23)], ids=str)
+def test_ratio_is_never_longer_than_balanced(shape, bound):
+    rng = np.random.default_rng(0)
+    rough = rng.normal(0, 1, shape).astype(np.float32)
+    for x in (wave(shape), smooth(shape), rough, rough.round(), np.abs(rough.cumsum(axis=0)) ** 3):
+        assert SZ(level="ratio").encode(x, bound).num_bytes <= SZ().encode(x, bound).num_bytes
+
+
+def test_interpolated_whole_numbers_come_back_exactly():
+    x = np.zeros((41, 43, 45), np.float32)
+    x[::2, ::2, ::2] = 8 * np.random.default_rng(0).integers(0, 50, (21, 22, 23))
+    x[:, :, 1::2] = (x[:, :, :-1:2] + x[:, :, 2::2]) / 2
+    x[:, 1::2] = (x[:, :-1:2] + x[:, 2::2]) / 2
+    x[1::2] = (x[:-1:2] + x[2::2]) / 2
+    packed = SZ(level="ratio").encode(x, Abs(1e-3))
+    assert packed.buffers["data"][0] == INTERPOLATED
+    assert np.array_equal(decoded(packed), x)
+
+
+def test_interpolation_keeps_psnr():
+    x = smooth((40, 41, 42))
+    for decibels in (40.0, 60.0):
+        best, balanced = (SZ(level=level).encode(x, PSNR(decibels)) for level in ("ratio", "balanced"))
+        assert decibels <= psnr(x, decoded(best)) < decibels + 3
+        assert best.num_bytes < 0.9 * balanced.num_bytes
 
 
 def test_psnr_holds_where_only_the_sample_is_made_of_multiples():

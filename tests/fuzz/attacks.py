@@ -34,7 +34,7 @@ SECONDS = 5.0  # that an attack may take
 BOUNDS: list[Bound] = [Lossless(), Abs(0.02), Rel(0.01), PointwiseRel(0.05), PSNR(50.0)]
 SETTINGS = {  # codecs whose settings change the format
     "enec": [{"mode": "fast"}, {"mode": "ratio"}, {"mode": "paper"}],
-    "sz": [{"level": "fast"}, {"level": "balanced"}],
+    "sz": [{"level": "fast"}, {"level": "balanced"}, {"level": "ratio"}],
 }
 LOSSLESS = ["bfloat16", "float16", "float32", "float64", "int16", "uint8", "bool", "complex64", "float8_e5m2"]
 LOSSY = ["float32", "float64", "bfloat16"]

@@ -92,10 +92,24 @@ def sz_fast() -> dict[str, Case]:
     return {name: (x, bounds[name], SZ(level="fast")) for name, x in arrays.items()}
 
 
+def sz_ratio() -> dict[str, Case]:
+    codec = SZ(level="ratio")
+    cases = {}
+    for name in FLOATS:
+        cases[f"special {name}"] = (with_specials(field(name, 20, 30), largest=False), Abs(0.5), codec)
+    for shape in [(400,), (7, 8, 9), (3, 4, 5, 6)]:
+        cases[f"shape {shape}"] = (field("float32", *shape), Rel(0.01), codec)
+    cases["PSNR"] = (field("float32", 20, 30), PSNR(40.0), codec)
+    cases["whole numbers"] = (field("float32", 20, 30).round(), Abs(0.25), codec)
+    cases["fitted"] = (field("float32", 24, 24, 24), Abs(8.0), codec)
+    return cases
+
+
 FILES: dict[str, Callable[[], dict[str, Case]]] = {
     "raw": raw,
     "enec": enec,
     "enec-paper": enec_paper,
     "sz": sz,
     "sz-fast": sz_fast,
+    "sz-ratio": sz_ratio,
 }

@@ -62,6 +62,12 @@ def fit(q: np.ndarray, tile: Tile, largest: int) -> tuple[np.ndarray, int]:
     return best
 
 
+def sampled_bits(q: np.ndarray, tile: Tile, weights: np.ndarray, shift: int) -> float:
+    """Return the bits that an integer takes without contexts, on a sample, as `fit` counts them."""
+    neighbours, own = _sample(q, tile, len(tile.shape))
+    return _bits(own - ((_weighted(weights, neighbours) + (1 << shift >> 1)) >> shift)) if own.size else 0.0
+
+
 def _sample(q: np.ndarray, tile: Tile, dimension: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the neighbours (int64[taps, samples]) and the values (int64[samples]) of rows spread over the tile."""
     per_plane, num_planes = tile.rows_per_plane, tile.num_rows // tile.rows_per_plane

@@ -6,6 +6,8 @@ miss the bound, NaN and infinities are kept as they are. Differences from the pu
 
 - weights of up to 22 neighbours are fitted to each tile by least squares, where SZ takes Lorenzo prediction or
   regression over blocks; Lorenzo stays in where it is as good;
+- level "ratio" also interpolates each tile from neighbours on all sides, with fitted weights and with contexts from all
+  sides (`trimtab.codecs.interpolation`), and keeps the shorter payload;
 - tabled asymmetric numeral systems with contexts, where SZ takes Huffman coding and zstd: they do not stop at a bit a
   value;
 - where a sample of the elements are whole multiples of a power of two that is at least twice the bound (integers kept
@@ -28,7 +30,8 @@ ceil(n / 256) rows of ceil(n / rows) elements, the last one filled up with anyth
 a plane the last two of three.
 
 - ``tiles``: for each tile a uint64, the bytes of its payload.
-- ``data``: the payloads, one after another. A payload:
+- ``data``: the payloads, one after another. One that begins with the byte 255 is that of an interpolated tile
+  (`trimtab.codecs.sz_interpolated`). Any other payload:
 
   - uint8 shift (at most 16); uint8 coding of the tokens; seven uint32: bytes of the token block B, bytes of the extra
     bits E, number of outliers K, bytes of the gaps, of the values, of the signs and of the zeros
@@ -46,10 +49,10 @@ a plane the last two of three.
   Gaps, values, signs and zeros are each a zstd frame that states its content size; they have no bytes where they are
   empty.
 
-With q an integer of the tile, an element is q x step in float64, rounded to the array's dtype, for 2-byte dtypes by way
-of float32. With scale "log2" it is 2^(q step) (`trimtab.kernels.quantiser` defines this to the bit), rounded likewise
-to float32 or float64, then zero where its bit in zeros is set, then negated where that in signs is set, then rounded
-to a 2-byte dtype. Outliers are put in last.
+With q an integer of such a tile, an element is q x step in float64, rounded to the array's dtype, for 2-byte dtypes by
+way of float32. With scale "log2" it is 2^(q step) (`trimtab.kernels.quantiser` defines this to the bit), rounded
+likewise to float32 or float64, then zero where its bit in zeros is set, then negated where that in signs is set, then
+rounded to a 2-byte dtype. Outliers are put in last.
 """
 
 from __future__ import annotations
@@ -92,7 +95,8 @@ class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     """Pack floating-point arrays within an error bound that is verified on every element.
 
     Level "fast" predicts with Lorenzo's weights and codes with Huffman's; "balanced" fits the weights to the data and
-    codes in contexts, for a better ratio. Both levels are decoded alike.
+    codes in contexts, for a better ratio; "ratio" tries interpolation as well, tile by tile, and takes the time for it.
+    All levels are decoded alike.
     """
 
     id: ClassVar[str] = "sz"

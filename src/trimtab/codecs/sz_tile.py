@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 import struct
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import zstandard
 
 from trimtab import kernels
-from trimtab.codecs.prediction import fit, lorenzo_weights
+from trimtab.codecs.prediction import fit, lorenzo_weights, sampled_bits
+from trimtab.codecs.sections import deflate, inflate
+from trimtab.codecs.sz_interpolated import INTERPOLATED, decode_interpolated, encode_interpolated
 from trimtab.codecs.sz_tokens import Level, decode_tokens, encode_tokens
 from trimtab.codecs.tiling import Tile
 from trimtab.errors import Corrupt
@@ -23,6 +25,7 @@ Scale = Literal["linear", "log2"]
 
 _HEAD = struct.Struct("<BB7I")
 _MAX_SHIFT = 16
+_HOPELESS = 3.0  # contexts, and rows emptier than a sample, save less than this factor
 _MAX_FILL_VALUES = 4  # different outliers that may be many: they take few bytes
 
 
@@ -35,11 +38,17 @@ class TileCoder:
     step: float
     dtype: np.dtype
 
-    def encode(self, flat: np.ndarray, limit: float, largest: int, level: Level) -> tuple[np.ndarray, int] | None:
+    def encode(
+        self, flat: np.ndarray, limit: float, largest: int, level: Level, rival: int | None = None
+    ) -> tuple[np.ndarray, int] | None:
         """Return the payload (uint8) and the digest of what it decodes to; None if too many elements miss the limit.
+
+        None also where a sample shows that it would be far longer than `rival` bytes.
 
         `flat` is the whole array in C order. No integer that an element quantises to exceeds `largest` in magnitude.
         """
+        if level == "ratio":
+            return self._encode_shorter(flat, limit, largest)
         tile = self.tile
         q, outliers, signs, zeros = self.quantise(flat, limit)
         values = tile.take(flat, outliers)
@@ -51,6 +60,8 @@ class TileCoder:
         edges = predictor.band_edges(tile.num_rows, tile.rows_per_plane)
         predictor.fill_margins(q, edges, tile.rows_per_plane, tile.lane, tile.linear)
         weights, shift = (lorenzo_weights(len(tile.shape)), 0) if level == "fast" else fit(q, tile, largest)
+        if rival is not None and sampled_bits(q, tile, weights, shift) * tile.num_elements > _HOPELESS * 8 * rival:
+            return None
         residual = np.empty((tile.num_rows, tile.row_length), np.int32)
         predictor.encode(q, edges, tile.rows_per_plane, tile.lane, weights, shift, residual)
         coder = kernels.load("tokens")
@@ -59,7 +70,7 @@ class TileCoder:
         extra_size = coder.encode(residual, 0, tokens, extra)
         coding, block = encode_tokens(tokens, tile.context_distance, level)
         gaps = np.diff(outliers, prepend=np.uint32(0)).astype("<u4")
-        packed = [_deflate(section) for section in (gaps, values, signs, zeros)]
+        packed = [deflate(section) for section in (gaps, values, signs, zeros)]
         head = _HEAD.pack(shift, coding, block.size, extra_size, outliers.size, *map(len, packed))
         sections = [head + weights.astype("<i2").tobytes(), block, extra[:extra_size], *packed]
         return np.concatenate([np.frombuffer(section, np.uint8) for section in sections]), digest(y)
@@ -71,6 +82,11 @@ class TileCoder:
             Corrupt: the payload contradicts itself.
         """
         tile = self.tile
+        if payload.size and payload[0] == INTERPOLATED:
+            if self.scale != "linear":
+                raise Corrupt(f"a tile is interpolated with scale {self.scale!r}")
+            decode_interpolated(payload, tile, self.dtype, flat)
+            return
         num_weights = NUM_TAPS[len(tile.shape) - 1]
         start = _HEAD.size + 2 * num_weights
         if payload.size < start:
@@ -86,16 +102,29 @@ class TileCoder:
         ends = np.cumsum([start, *lengths])
         block, extra, gaps, values, signs, zeros = (payload[a:b] for a, b in itertools.pairwise(ends))
         q = self._decode_integers(coding, block, extra, weights, shift)
-        positions = _inflate(gaps, "<u4", num_outliers).astype(np.int64).cumsum()
+        positions = inflate(gaps, "<u4", num_outliers).astype(np.int64).cumsum()
         if num_outliers and positions[-1] >= tile.num_elements:
             raise Corrupt(f"an outlier stands at {positions[-1]} in a tile of {tile.num_elements} elements")
         if self.scale == "linear" and flat.dtype == self.dtype:
             kernels.load("quantiser").dequantise(q, tile.starts(), self.step, tile.margin, tile.clip(flat))
         else:
             bitmap_size = (tile.num_elements + 7) // 8
-            signs, zeros = (_inflate(mask, "u1", bitmap_size if mask.size else 0) for mask in (signs, zeros))
+            signs, zeros = (inflate(mask, "u1", bitmap_size if mask.size else 0) for mask in (signs, zeros))
             tile.view(flat)[...] = self._stand_in(q, signs, zeros, flat.dtype).reshape(tile.extents)
-        tile.put(flat, positions, _inflate(values, flat.dtype, num_outliers))
+        tile.put(flat, positions, inflate(values, flat.dtype, num_outliers))
+
+    def _encode_shorter(self, flat: np.ndarray, limit: float, largest: int) -> tuple[np.ndarray, int] | None:
+        """Encode in both ways that there are, and return the shorter payload."""
+        if self.scale != "linear":
+            return self.encode(flat, limit, largest, "balanced")
+        # a limit beyond the step stands for a limit to the sum of squares, which the quantiser's own errors show
+        most = self.squared_error(flat) if limit >= self.step else math.inf
+        interpolated = encode_interpolated(self.tile, self.dtype, flat, self.step, limit, most)
+        rival = interpolated[0].size if interpolated else None
+        predicted = self.encode(flat, limit, largest, "balanced", rival)
+        if predicted is None or (interpolated and interpolated[0].size < predicted[0].size):
+            return interpolated
+        return predicted
 
     def squared_error(self, flat: np.ndarray) -> float:
         """Return the sum over finite elements of the squared error that quantisation alone makes."""
@@ -184,25 +213,3 @@ def _num_distinct(values: np.ndarray) -> int:
 
 def _bitmap(mask: np.ndarray) -> np.ndarray:
     return np.packbits(mask) if mask.any() else _NO_MASK
-
-
-def _deflate(section: np.ndarray) -> bytes:
-    return zstandard.ZstdCompressor(level=3).compress(section.tobytes()) if section.size else b""
-
-
-def _inflate(section: np.ndarray, dtype: np.dtype | str, count: int) -> np.ndarray:
-    """Return the `count` elements in a compressed section.
-
-    Raises:
-        Corrupt: it holds something else.
-    """
-    dtype = np.dtype(dtype)
-    data = section.tobytes()
-    try:
-        # the size is compared first: the library would allocate what the frame claims
-        if (zstandard.frame_content_size(data) if data else 0) != count * dtype.itemsize:
-            raise Corrupt(f"a tile's section does not hold {count} elements of {dtype}")
-        data = zstandard.ZstdDecompressor().decompress(data) if data else data
-    except zstandard.ZstdError as error:
-        raise Corrupt(f"a tile's section does not decompress: {error}") from None
-    return np.frombuffer(data, dtype)

@@ -9,7 +9,7 @@ import numpy as np
 from trimtab import kernels
 from trimtab.errors import Corrupt
 
-Level = Literal["fast", "balanced"]
+Level = Literal["fast", "balanced", "ratio"]
 """How much time the encoder and the decoder may take for a better ratio."""
 
 CONTEXTS, HUFFMAN, RUNS = 0, 1, 2

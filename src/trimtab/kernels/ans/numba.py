@@ -15,10 +15,20 @@ from trimtab.kernels.ans.ref import MAX_CONTEXTS, NUM_TOKENS, TABLE_BITS, max_bl
 from trimtab.kernels.jit import kernel
 from trimtab.kernels.words import load64, store64
 
-__all__ = ["MAX_CONTEXTS", "NUM_TOKENS", "TABLE_BITS", "decode_block", "encode_block", "max_block_size"]
+__all__ = [
+    "MAX_CONTEXTS",
+    "NUM_TOKENS",
+    "TABLE_BITS",
+    "decode_block",
+    "encode_block",
+    "encode_mixed",
+    "max_block_size",
+    "read_tables",
+]
 
 _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 _ROWS = types.Array(types.uint8, 2, "C", readonly=True)
+_LONGS = types.Array(types.int64, 2, "C", readonly=True)
 _SIZE = 1 << TABLE_BITS
 _STEP = (_SIZE >> 1) + (_SIZE >> 3) + 3
 _BITS = TABLE_BITS
@@ -188,6 +198,85 @@ def _page_aligned(num_bytes):
     return room[skip : skip + num_bytes]
 
 
+@kernel(
+    types.int64(
+        types.Array(types.uint32, 2, "C"),
+        _BYTES,
+        types.int64,
+        types.int64[::1],
+        types.uint16[::1],
+        types.uint8[::1],
+    )
+)
+def _write_tables(tallies, thresholds, num_contexts, steps, following, out):
+    """Write a block's contexts and shares, and the tables to encode with; return where the block goes on.
+
+    The counts of token t in context c are in column 128 c + t of the tallies.
+    """
+    counts, shares, slots = np.empty(_TOKENS, np.int64), np.empty(_TOKENS, np.int64), np.empty(_SIZE, np.uint8)
+    begins = np.empty(_TOKENS, np.int64)
+    out[: 1 + num_contexts + num_contexts * _TOKENS * 3] = u8(0)
+    out[0] = u8(num_contexts)
+    for c in range(num_contexts - 1):
+        out[1 + c] = thresholds[c]
+    position = 8 * num_contexts
+    for c in range(num_contexts):
+        for t in range(_TOKENS):
+            counts[t] = 0
+            for lane in range(tallies.shape[0]):
+                counts[t] += np.int64(tallies[lane, 128 * c + t])
+        _normalise(counts, shares)
+        _spread(shares, slots)
+        begin, last = 0, 0
+        for t in range(_TOKENS):
+            share = shares[t]
+            begins[t] = begin
+            if share > 0:
+                last = t + 1
+                most = _BITS + 1 - _width(share)
+                # state + low half has the width above bit 16; the high half leads to the following state
+                steps[128 * c + t] = (c * _SIZE + begin - share) << 32 | ((most << 16) - (share << most)) & 0xFFFFFFFF
+            begin += share
+        for slot in range(begin):  # none in a context that never occurs
+            t = slots[slot]
+            following[c * _SIZE + begins[t]] = np.uint16(_SIZE + slot)
+            begins[t] += 1
+        position = _put_bits(out, position, last, 7)
+        for t in range(last):
+            width = _width(shares[t] + 1)
+            position = _put_bits(out, position, 0, width - 1)
+            position = _put_bits(out, position, 1, 1)
+            position = _put_bits(out, position, shares[t] + 1 - (1 << (width - 1)), width - 1)
+    return (position + 7) >> 3
+
+
+@kernel(
+    types.int64(
+        types.uint8[::1], types.int64, types.uintp, types.uint64, types.uint64, types.Array(types.uint64, 1, "C")
+    )
+)
+def _finish(out, head, address, bits, num_bits, states):
+    """Put the stream, which ends with `out` and begins at `address`, behind the tables; return the block's size."""
+    first = np.int64(address - types.uintp(out.ctypes.data))
+    skip = np.int64(0)
+    if num_bits > u64(0):
+        skip = np.int64(u64(8) - num_bits)
+        first -= 1
+        out[first] = u8((bits << u64(skip)) & u64(255))
+    out[head] = u8(skip)
+    for k in range(8):
+        state = np.int64(states[k]) - _SIZE
+        out[head + 1 + 2 * k], out[head + 2 + 2 * k] = u8(state & 255), u8(state >> 8)
+    head += 17
+    for i in range(out.size - first):
+        out[head + i] = out[first + i]
+    size = head + out.size - first
+    while size < head + 8:  # so that the decoder can load a word from anywhere
+        out[size] = u8(0)
+        size += 1
+    return size
+
+
 @kernel(types.int64(_ROWS, types.int64, types.uint8[::1]))
 def encode_block(tokens, back, out):
     num_rows, num = tokens.shape
@@ -225,40 +314,7 @@ def encode_block(tokens, back, out):
         for k in range(whole, num):
             n0[u64(bases[k]) + u64(row[k])] += np.uint32(1)
 
-    counts, shares, slots = np.empty(_TOKENS, np.int64), np.empty(_TOKENS, np.int64), np.empty(_SIZE, np.uint8)
-    begins = np.empty(_TOKENS, np.int64)
-    out[: 1 + _CONTEXTS + num_contexts * _TOKENS * 3] = u8(0)
-    out[0] = u8(num_contexts)
-    for c in range(num_contexts - 1):
-        out[1 + c] = thresholds[c]
-    position = 8 * num_contexts
-    for c in range(num_contexts):
-        for t in range(_TOKENS):
-            at = 128 * c + t
-            counts[t] = np.int64(n0[at]) + np.int64(n1[at]) + np.int64(n2[at]) + np.int64(n3[at])
-        _normalise(counts, shares)
-        _spread(shares, slots)
-        begin, last = 0, 0
-        for t in range(_TOKENS):
-            share = shares[t]
-            begins[t] = begin
-            if share > 0:
-                last = t + 1
-                most = _BITS + 1 - _width(share)
-                # state + low half has the width above bit 16; the high half leads to the following state
-                steps[128 * c + t] = (c * _SIZE + begin - share) << 32 | ((most << 16) - (share << most)) & 0xFFFFFFFF
-            begin += share
-        for slot in range(begin):  # none in a context that never occurs
-            t = slots[slot]
-            following[c * _SIZE + begins[t]] = np.uint16(_SIZE + slot)
-            begins[t] += 1
-        position = _put_bits(out, position, last, 7)
-        for t in range(last):
-            width = _width(shares[t] + 1)
-            position = _put_bits(out, position, 0, width - 1)
-            position = _put_bits(out, position, 1, 1)
-            position = _put_bits(out, position, shares[t] + 1 - (1 << (width - 1)), width - 1)
-    head = (position + 7) >> 3
+    head = _write_tables(tallies, thresholds, num_contexts, steps, following, out)
 
     states = np.full(8, _SIZE, np.uint64)
     end = types.uintp(out.ctypes.data) + types.uintp(out.size)
@@ -284,35 +340,53 @@ def encode_block(tokens, back, out):
             address, num_bits = _flush(address, bits, num_bits)
         states[0], states[1], states[2], states[3] = x0, x1, x2, x3
         states[4], states[5], states[6], states[7] = x4, x5, x6, x7
-    first = out.size - np.int64(end - address)
-    skip = np.int64(0)
-    if num_bits > u64(0):
-        skip = np.int64(u64(8) - num_bits)
-        first -= 1
-        out[first] = u8((bits << u64(skip)) & u64(255))
-    out[head] = u8(skip)
-    for k in range(8):
-        state = np.int64(states[k]) - _SIZE
-        out[head + 1 + 2 * k], out[head + 2 + 2 * k] = u8(state & 255), u8(state >> 8)
-    head += 17
-    for i in range(out.size - first):
-        out[head + i] = out[first + i]
-    size = head + out.size - first
-    while size < head + 8:  # so that the decoder can load a word from anywhere
-        out[size] = u8(0)
-        size += 1
-    return size
+    return _finish(out, head, address, bits, num_bits, states)
 
 
-@kernel(types.int64(_BYTES, types.int64, types.uint8[:, ::1]))
-def decode_block(block, back, tokens):
-    num_rows, num = tokens.shape
+@kernel(types.int64(_BYTES, _BYTES, _LONGS, _LONGS, _BYTES, types.uint8[::1]))
+def encode_mixed(tokens, contexts, rows, counts, thresholds, out):
+    num_contexts = thresholds.size + 1
+    following, steps = np.zeros(num_contexts * _SIZE, np.uint16), np.zeros(num_contexts * 128, np.int64)
+    tallies = counts.astype(np.uint32).reshape(1, num_contexts * 128)
+    head = _write_tables(tallies, thresholds, num_contexts, steps, following, out)
+    states = np.full(8, _SIZE, np.uint64)
+    address, bits, num_bits = types.uintp(out.ctypes.data) + types.uintp(out.size), u64(0), u64(0)
+    end = tokens.size
+    for m in range(rows.shape[0] - 1, -1, -1):
+        num = rows[m, 1]
+        whole = num // 8 * 8
+        bases = np.empty(num, np.uint16)
+        for _ in range(rows[m, 0]):
+            row, c = tokens[end - num : end], contexts[end - num : end]
+            end -= num
+            for k in range(num):
+                bases[k] = np.uint16(np.uint16(c[k]) << np.uint16(7))
+            for k in range(num - 1, whole - 1, -1):
+                at = u64(bases[k]) + u64(row[k])
+                states[k - whole], low, width = _put(states[k - whole], at, steps, following)
+                bits, num_bits = bits << width | low, num_bits + width
+                address, num_bits = _flush(address, bits, num_bits)
+            x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
+            x4, x5, x6, x7 = states[4], states[5], states[6], states[7]
+            for g in range(whole - 8, -1, -8):
+                a, t = bases[g + 4 : g + 8], row[g + 4 : g + 8]
+                x4, x5, x6, x7, bits, num_bits = _put_four(x4, x5, x6, x7, a, t, steps, following, bits, num_bits)
+                address, num_bits = _flush(address, bits, num_bits)
+                a, t = bases[g : g + 4], row[g : g + 4]
+                x0, x1, x2, x3, bits, num_bits = _put_four(x0, x1, x2, x3, a, t, steps, following, bits, num_bits)
+                address, num_bits = _flush(address, bits, num_bits)
+            states[0], states[1], states[2], states[3] = x0, x1, x2, x3
+            states[4], states[5], states[6], states[7] = x4, x5, x6, x7
+    return _finish(out, head, address, bits, num_bits, states)
+
+
+@kernel(types.int64(_BYTES, types.int64, types.uint32[::1], types.uint64[::1]))
+def read_tables(block, max_contexts, table, states):
     if block.size < 1:
         return -1
     num_contexts = np.int64(block[0])
-    if num_contexts < 1 or num_contexts > _CONTEXTS or block.size < num_contexts:
+    if num_contexts < 1 or num_contexts > max_contexts or block.size < num_contexts:
         return -1
-    table = np.empty(num_contexts * _SIZE, np.uint32)
     shares, slots, seen = np.empty(_TOKENS, np.int64), np.empty(_SIZE, np.uint8), np.empty(_TOKENS, np.int64)
     position, end = 8 * num_contexts, 8 * block.size
     for c in range(num_contexts):
@@ -351,19 +425,28 @@ def decode_block(block, back, tokens):
     if block.size < head + 25:
         return -1
     skip = np.int64(block[head])
-    states = np.empty(8, np.uint64)
     for k in range(8):
         state = np.int64(block[head + 1 + 2 * k]) | np.int64(block[head + 2 + 2 * k]) << 8
         if state >= _SIZE:
             return -1
         states[k] = u64(state)
-    if skip > 7:
+    return 8 * (head + 17) + skip if skip <= 7 else -1
+
+
+@kernel(types.int64(_BYTES, types.int64, types.uint8[:, ::1]))
+def decode_block(block, back, tokens):
+    num_rows, num = tokens.shape
+    num_contexts = np.int64(block[0]) if block.size > 0 else 0
+    if num_contexts < 1 or num_contexts > _CONTEXTS:
         return -1
-    head += 17
+    table, states = np.empty(num_contexts * _SIZE, np.uint32), np.empty(8, np.uint64)
+    start = read_tables(block, _CONTEXTS, table, states)
+    if start < 0:
+        return -1
     thresholds, bases = np.full(_CONTEXTS - 1, u8(255)), np.empty(num, np.uint16)  # no activity reaches 255
     thresholds[: num_contexts - 1] = block[1:num_contexts]
     padded, activities = np.empty(num + 2, np.uint8), np.empty(num, np.uint8)
-    base, limit, at_bit = types.uintp(block.ctypes.data) + types.uintp(head), u64(block.size - head - 8), u64(skip)
+    base, limit, at_bit = types.uintp(block.ctypes.data), u64(block.size - 8), u64(start)
     out_address = types.uintp(tokens.ctypes.data)
     for r in range(num_rows):
         _activities(tokens, r, back, padded, activities)
@@ -404,5 +487,4 @@ def decode_block(block, back, tokens):
     for k in range(8):
         if states[k] != u64(0):
             return -1
-    size = np.int64((at_bit + u64(7)) >> u64(3))
-    return 0 if block.size == head + max(size, 8) else -1
+    return 0 if block.size == max(np.int64((at_bit + u64(7)) >> u64(3)), (start >> 3) + 8) else -1

@@ -20,9 +20,14 @@ Token k of a row is read with state k % 8: slot `state` of its context's table g
 that token (n from the token's share up, in slot order) the next state ``(n << w) - 2048 + next w bits`` with
 the w for which 2048 <= n << w < 4096. After the last token all states are 0. Slots are dealt to the tokens in
 ascending order, each share on the next places of the walk ``i -> (i + 1283) % 2048`` from 0.
+
+Where a payload says that contexts come from elsewhere, the block is the same, but for the meaning of the thresholds and
+for the number of contexts, and rows may differ in length.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 
@@ -46,19 +51,94 @@ def encode_block(tokens: np.ndarray, back: int, out: np.ndarray) -> int:
     activities = [_activities(tokens, r, back) for r in range(len(tokens))]
     thresholds = _choose_thresholds(tokens, activities)
     contexts = [np.searchsorted(thresholds, row, side="right") for row in activities]
+    counts = np.zeros((len(thresholds) + 1, NUM_TOKENS), np.int64)
+    for row, places in zip(tokens, contexts, strict=True):
+        np.add.at(counts, (places, row), 1)
+    return _encode_rows(list(zip(tokens, contexts, strict=True)), counts, thresholds, out)
+
+
+def encode_mixed(
+    tokens: np.ndarray,
+    contexts: np.ndarray,
+    rows: np.ndarray,
+    counts: np.ndarray,
+    thresholds: np.ndarray,
+    out: np.ndarray,
+) -> int:
+    """Encode `tokens` (uint8, flat) into `out`, each in its context (uint8), and return the block's size.
+
+    `rows` (int64[m, 2]) has how many rows of what length stand one after another, `counts` (int64[contexts, 128]) how
+    often each context has each token. There is one context more than `thresholds` (uint8), which only stand in the
+    block: what they mean is up to the caller.
+    """
+    lengths = [int(length) for count, length in rows for _ in range(int(count))]
+    ends = np.cumsum([0, *lengths])
+    pieces = [(tokens[a:b], contexts[a:b].astype(np.int64)) for a, b in itertools.pairwise(ends)]
+    return _encode_rows(pieces, counts[:, :NUM_TOKENS], [int(t) for t in thresholds], out)
+
+
+def read_tables(block: np.ndarray, max_contexts: int, table: np.ndarray, states: np.ndarray) -> int:
+    """Read what stands before a block's stream; return the bit of the block where that begins, or -1 if it is corrupt.
+
+    Slot s of context c goes to ``table[2048 c + s]`` (uint32) as w | token << 8 | ((n << w) - 2048) << 16, the eight
+    states to `states` (uint64).
+    """
+    num_contexts = int(block[0]) if block.size else 0
+    if not 1 <= num_contexts <= max_contexts or block.size < num_contexts:
+        return -1
+    bits = "".join(map(str, np.unpackbits(block[num_contexts:], bitorder="little")))
+    at = 0
+    for c in range(num_contexts):
+        at, shares = _unpack_shares(bits, at)
+        if shares is None:
+            return -1
+        for slot, (token, n) in enumerate(_slots(shares)):
+            width = TABLE_BITS + 1 - n.bit_length()
+            table[c * _SIZE + slot] = width | token << 8 | ((n << width) - _SIZE) << 16
+    head = num_contexts + (at + 7) // 8
+    if block.size < head + 25 or block[head] > 7:
+        return -1
+    states[:] = block[head + 1 : head + 17].copy().view("<u2")
+    return 8 * (head + 17) + int(block[head]) if states.max() < _SIZE else -1
+
+
+def decode_block(block: np.ndarray, back: int, tokens: np.ndarray) -> int:
+    """Fill `tokens` (uint8[rows, n]) from `block` (uint8, exactly one block); return 0, or -1 if it is corrupt."""
+    table, states = np.empty(MAX_CONTEXTS * _SIZE, np.uint32), np.empty(8, np.uint64)
+    start = read_tables(block, MAX_CONTEXTS, table, states)
+    if start < 0:
+        return -1
+    thresholds = block[1 : block[0]]
+    bits = "".join(map(str, np.unpackbits(block, bitorder="little"))) + "0" * TABLE_BITS
+    at, state = start, states.astype(int).tolist()
+    for r in range(len(tokens)):
+        # a threshold is reached or not on its own: hostile ones may be out of order
+        contexts = (_activities(tokens, r, back)[:, None] >= thresholds).sum(axis=1)
+        for k, c in enumerate(contexts):
+            entry = int(table[c * _SIZE + state[k % 8]])
+            width = entry & 255
+            state[k % 8] = (entry >> 16) + int(bits[at : at + width][::-1] or "0", 2)
+            at += width
+            tokens[r, k] = entry >> 8 & 255
+            if at > len(bits):
+                return -1
+    return 0 if not any(state) and block.size == max((at + 7) // 8, start // 8 + 8) else -1
+
+
+def _encode_rows(
+    rows: list[tuple[np.ndarray, np.ndarray]], counts: np.ndarray, thresholds: list[int], out: np.ndarray
+) -> int:
+    """Encode rows of tokens with the contexts of their places; `counts` (int64[contexts, tokens]) are theirs."""
     text, tables = "", []
-    for c in range(len(thresholds) + 1):
-        counts = np.zeros(NUM_TOKENS, np.int64)
-        for row, places in zip(tokens, contexts, strict=True):
-            counts += np.bincount(row[places == c], minlength=NUM_TOKENS)
-        shares = _normalise(counts)
+    for of_context in counts:
+        shares = _normalise(of_context)
         tables.append({(token, n): slot for slot, (token, n) in enumerate(_slots(shares))})
         text += _pack_shares(shares)
         tables[-1] |= {("share", token): share for token, share in enumerate(shares)}
     states, shed = [0] * 8, []
-    for r in range(len(tokens) - 1, -1, -1):
-        for k in range(tokens.shape[1] - 1, -1, -1):
-            table, token = tables[contexts[r][k]], int(tokens[r, k])
+    for row, places in reversed(rows):
+        for k in range(len(row) - 1, -1, -1):
+            table, token = tables[places[k]], int(row[k])
             n, width = states[k % 8] + _SIZE, 0
             while n >= 2 * table["share", token]:
                 n, width = n >> 1, width + 1
@@ -71,41 +151,6 @@ def encode_block(tokens: np.ndarray, back: int, out: np.ndarray) -> int:
     block += np.array(states, "<u2").tobytes() + _bytes("0" * skip + stream).ljust(8, b"\0")
     out[: len(block)] = np.frombuffer(block, np.uint8)
     return len(block)
-
-
-def decode_block(block: np.ndarray, back: int, tokens: np.ndarray) -> int:
-    """Fill `tokens` (uint8[rows, n]) from `block` (uint8, exactly one block); return 0, or -1 if it is corrupt."""
-    num_contexts = int(block[0]) if block.size else 0
-    if not 1 <= num_contexts <= MAX_CONTEXTS or block.size < num_contexts:
-        return -1
-    thresholds = block[1:num_contexts]
-    bits = "".join(map(str, np.unpackbits(block[num_contexts:], bitorder="little")))
-    at, tables = 0, []
-    for _ in range(num_contexts):
-        at, shares = _unpack_shares(bits, at)
-        if shares is None:
-            return -1
-        tables.append(_slots(shares))
-    head = num_contexts + (at + 7) // 8
-    if block.size < head + 25 or block[head] > 7:
-        return -1
-    states = block[head + 1 : head + 17].copy().view("<u2").astype(int).tolist()
-    if max(states) >= _SIZE:
-        return -1
-    stream = bits[8 * (head + 17 - num_contexts) :] + "0" * TABLE_BITS
-    at = int(block[head])
-    for r in range(len(tokens)):
-        # a threshold is reached or not on its own: hostile ones may be out of order
-        contexts = (_activities(tokens, r, back)[:, None] >= thresholds).sum(axis=1)
-        for k, c in enumerate(contexts):
-            token, n = tables[c][states[k % 8]]
-            width = TABLE_BITS + 1 - n.bit_length()
-            states[k % 8] = (n << width) - _SIZE + int(stream[at : at + width][::-1] or "0", 2)
-            at += width
-            tokens[r, k] = token
-            if at > len(stream):
-                return -1
-    return 0 if not any(states) and block.size == head + 17 + max((at + 7) // 8, 8) else -1
 
 
 def _activities(tokens: np.ndarray, r: int, back: int) -> np.ndarray:

@@ -1,0 +1,385 @@
+"""Interpolation: a tile's elements predicted from neighbours on all sides, lattice by lattice.
+
+Differences from the interpolation of SZ3 (Zhao et al., ICDE 2021) and HPEZ (Liu et al., SIGMOD 2024), which takes
+cubics along an axis or their mean: the weights of groups of neighbours on all sides are fitted to the tile by least
+squares, in which the decoder's own errors count as noise, so that neighbours are averaged against these too; the one
+anchor is the tile's first element; and every code has a context, for which the magnitudes of the codes around it are
+weighed in the same way.
+
+The body of an interpolated payload, numbers little-endian:
+
+- uint8: number of sets of weights S, at most 3; uint8: 1 where predictions are rounded to multiples of the step, else
+  0; uint16: bytes of the sets
+- the sets, in one zstd frame that states its content size (no bytes where S = 0), each for one level, the finest first;
+  the last set is also that of all coarser levels. For each class that the finest level has, in the order of
+  `trimtab.codecs.pyramid`: an int16 for each of the class's groups of neighbours, in units of 2^-12, the weight of the
+  mean of their values; an int8 for each of its groups of magnitudes, in units of 2^-7, the weight of the mean of these;
+  an int16, the bias of the activity, in units of 2^-11
+- int32: the code of the first element, which code x step stands for; uint32: the bytes of the token block
+- the token block: `trimtab.kernels.ans`, with up to 16 contexts, which `trimtab.kernels.contexts` tells; the thresholds
+  are buckets
+- extra bits: the rest
+
+Tokens are those of all other elements' codes, from the coarsest level on, class by class, each in C order;
+`trimtab.kernels.tokens` defines how tokens and extra bits give the codes, `trimtab.kernels.interpolation` how the codes
+of a class give its points. A neighbour's weight is that of its group divided by the number of the group's members; an
+activity's weights are in units of 2^-11, rounded down. Groups of weight 0 are left out. Neighbours are taken group by
+group, in a group in the order of signs (+ before -, the last axis changing fastest). Where an axis is one point long at
+a level but not at the finest, groups that step along it have no members there; the weights of such groups of values are
+added to the first group's.
+
+With S = 0 the weights are those of a cubic along each odd axis, averaged: 4608 // n for each of the n groups at
+distance 1 along an odd axis, -(512 // n) for those at distance 3, 0 for others, and to the first what is missing to
+4096. Magnitudes have 128 w // W, where w is 24 times the group's members divided by their squared distance and W the
+sum of these; the bias is 16.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from trimtab import kernels
+from trimtab.codecs.interpolation_fit import (
+    CONTEXT_ONE,
+    MAX_SETS,
+    ONE,
+    Weights,
+    WeightSet,
+    fit_contexts,
+    fit_values,
+    merge_buckets,
+)
+from trimtab.codecs.pyramid import Level, Point, context_groups, levels, orbits
+from trimtab.codecs.sections import deflate, inflate
+from trimtab.errors import Corrupt
+from trimtab.kernels.contexts.ref import MAX_CONTEXTS, NUM_BUCKETS, UNIT, threshold
+
+_HEAD = struct.Struct("<BBH")
+_SIZES = struct.Struct("<iI")
+
+
+_FillClass = Callable[["_Walk", Point, np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a tile's elements go: places of a flat array, at distances `strides` (int64[3], the last one 1)."""
+
+    out: np.ndarray
+    start: int
+    strides: np.ndarray
+
+    @classmethod
+    def whole(cls, y: np.ndarray) -> Target:
+        """Return all of a three-dimensional array in C order."""
+        return cls(y.reshape(-1), 0, np.array([y.shape[1] * y.shape[2], y.shape[2], 1], np.int64))
+
+
+def applies(extents: Point) -> bool:
+    """Return whether a tile of such extents can be interpolated: not where that would take far more memory than it."""
+    return math.prod(extents) >= 8 and Level(extents, 1).num_places <= max(4 * math.prod(extents), 1 << 16)
+
+
+class Interpolation:
+    """Packs and unpacks the elements of one tile; `extents` are the lengths of its three axes."""
+
+    def __init__(self, extents: Point, step: float, dtype: np.dtype) -> None:
+        self.extents, self.step, self.dtype = extents, step, dtype
+        self.levels = levels(extents)
+        self.live = self.levels[-1].live if self.levels else (0, 0, 0)
+
+    def encode(self, x: np.ndarray, snap: bool) -> tuple[bytes, np.ndarray]:
+        """Return the body of a payload, and the elements that it decodes to, without outliers.
+
+        `x` has the tile's extents and the working dtype. With `snap`, predictions are multiples of the step.
+        """
+        x = np.ascontiguousarray(x)
+        with np.errstate(invalid="ignore", over="ignore"):
+            first = x.reshape(-1)[0].astype(np.float64) / self.step
+            first = int(np.rint(first)) if abs(first) < 2.0**30 else 0
+        values = fit_values(x, self.levels, self.step)
+        codes, y = self._predict(x, first, values, snap)
+        coder = kernels.load("tokens")
+        tokens = np.empty((1, codes.size), np.uint8)
+        extra = np.empty(coder.max_extra_size(codes.size), np.uint8)
+        extra = extra[: coder.encode(codes[None], 0, tokens, extra)]
+        sets = fit_contexts(tokens[0], self.levels, values)
+        block = self._encode_tokens(tokens[0], sets)
+        packed = deflate(np.frombuffer(b"".join(map(self._pack_set, sets)), np.uint8))
+        head = _HEAD.pack(len(sets), snap, len(packed)) + packed + _SIZES.pack(first, block.size)
+        return head + block.tobytes() + extra.tobytes(), y
+
+    def decode(self, body: np.ndarray, target: Target) -> None:
+        """Write the elements, outliers aside, to where `target` says; its dtype is the working dtype.
+
+        Raises:
+            Corrupt: the body contradicts itself.
+        """
+        num_sets, snap, size = _HEAD.unpack(body[: _HEAD.size].tobytes()) if body.size >= _HEAD.size else (255, 0, 0)
+        start = _HEAD.size + size
+        if num_sets > MAX_SETS or snap > 1 or body.size < start + _SIZES.size:
+            raise Corrupt(f"an interpolated tile of {body.size} bytes has no room for {num_sets} sets of weights")
+        weights = inflate(body[_HEAD.size : start], "u1", num_sets * self._set_size)
+        sets = [
+            self._unpack_set(weights[i * self._set_size : (i + 1) * self._set_size].tobytes()) for i in range(num_sets)
+        ]
+        first, block_size = _SIZES.unpack(body[start : start + _SIZES.size].tobytes())
+        start += _SIZES.size
+        if block_size > body.size - start:
+            raise Corrupt(f"a token block of {block_size} bytes does not fit {body.size - start}")
+        tokens = self._decode_tokens(body[start : start + block_size], sets)
+        codes = np.empty((1, tokens.size), np.int32)
+        if kernels.load("tokens").decode(tokens[None], body[start + block_size :], 0, codes) != 0:
+            raise Corrupt("a tile's extra bits do not match its tokens")
+        self._reconstruct(codes[0], first, sets, bool(snap), target)
+
+    # prediction
+
+    def _predict(self, x: np.ndarray, first: int, values: list[WeightSet], snap: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return the codes (int32) of all elements but the first, and the elements that they stand for."""
+        codes = np.empty(x.size - 1, np.int32)
+        kernel = kernels.load("interpolation")
+        at, flat = 0, x.reshape(-1)
+        strides = np.array([x.shape[1] * x.shape[2], x.shape[2], 1], np.int64)
+
+        def encode_class(walk: _Walk, parity: Point, grids: np.ndarray) -> None:
+            nonlocal at
+            shape = walk.shapes[parity]
+            begin = int(walk.level.spacing * (np.array(parity) @ strides))
+            taps = walk.value_taps(parity, self._weights(values, walk.level, parity).values, self.dtype)
+            part = codes[at : at + walk.counts[parity]]
+            kernel.encode_class(
+                flat, begin, 2 * walk.level.spacing * strides, grids, walk.start(parity), walk.strides,
+                shape, *taps, self.step, snap, part,
+            )  # fmt: skip
+            at += part.size
+
+        y = np.empty(self.extents, self.dtype)
+        self._climb(self._root(first), encode_class, Target.whole(y))
+        return codes, y
+
+    def _reconstruct(self, codes: np.ndarray, first: int, sets: list[WeightSet], snap: bool, target: Target) -> None:
+        kernel = kernels.load("interpolation")
+        at = 0
+
+        def decode_class(walk: _Walk, parity: Point, grids: np.ndarray) -> None:
+            nonlocal at
+            shape = walk.shapes[parity]
+            taps = walk.value_taps(parity, self._weights(sets, walk.level, parity).values, self.dtype)
+            part = codes[at : at + walk.counts[parity]]
+            kernel.decode_class(
+                grids, walk.start(parity), walk.strides, shape, *taps, self.step, snap, part
+            )  # fmt: skip
+            at += part.size
+
+        self._climb(self._root(first), decode_class, target)
+
+    def _root(self, first: int) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return np.full(1, first * self.step).astype(self.dtype)
+
+    def _climb(self, root: np.ndarray, fill_class: _FillClass, target: Target | None) -> None:
+        """Fill in class after class, from the first element on, and write the finest lattice to the target."""
+        kernel = kernels.load("interpolation")
+        fill_margins = kernel.repeat_margins if root.dtype == np.uint8 else kernel.fill_margins
+        if not self.levels and target is not None:
+            target.out[target.start] = root[0]
+        even, grids = (0, 0, 0), root
+        for number, level in enumerate(self.levels):
+            walk = _walk(level)
+            if number == 0:
+                grids = walk.empty_grids(root.dtype)
+                grids[walk.start(even)] = root[0]
+            fill_margins(grids, walk.start(even), walk.strides, walk.shapes[even], walk.live)
+            for parity in level.parities:
+                fill_class(walk, parity, grids)
+                fill_margins(grids, walk.start(parity), walk.strides, walk.shapes[parity], walk.live)
+            if number + 1 < len(self.levels):
+                finer = _walk(self.levels[number + 1])
+                coarse, grids = grids, finer.empty_grids(root.dtype)
+                kernel.merge(coarse, walk.starts, walk.strides, walk.extents, grids, finer.start(even), finer.strides)
+            elif target is not None:
+                kernel.merge(grids, walk.starts, walk.strides, walk.extents, target.out, target.start, target.strides)
+
+    # contexts
+
+    def _encode_tokens(self, tokens: np.ndarray, sets: list[WeightSet]) -> np.ndarray:
+        kernel = kernels.load("contexts")
+        buckets, joint = np.empty(tokens.size, np.uint8), np.zeros((NUM_BUCKETS, 128), np.int64)
+        at = 0
+
+        def fill_buckets(walk: _Walk, parity: Point, grids: np.ndarray) -> None:
+            nonlocal at
+            shape = walk.shapes[parity]
+            weights = self._weights(sets, walk.level, parity)
+            size = walk.counts[parity]
+            kernel.buckets_of_class(
+                tokens[at : at + size], grids, walk.start(parity), walk.strides, shape, walk.live[2],
+                *walk.magnitude_taps(parity, weights.magnitudes), weights.bias, buckets[at : at + size], joint,
+            )  # fmt: skip
+            at += size
+
+        self._climb(_NO_MAGNITUDE, fill_buckets, None)
+        bounds = merge_buckets(joint)
+        contexts = np.searchsorted(bounds, np.arange(NUM_BUCKETS), side="right").astype(np.uint8)
+        counts = np.zeros((bounds.size + 1, 128), np.int64)
+        np.add.at(counts, contexts, joint)
+        ans = kernels.load("ans")
+        out = np.empty(ans.max_block_size(tokens.size) + MAX_CONTEXTS * 400, np.uint8)
+        return out[: ans.encode_mixed(tokens, contexts[buckets], self._rows, counts, bounds, out)]
+
+    def _decode_tokens(self, block: np.ndarray, sets: list[WeightSet]) -> np.ndarray:
+        """Return the tokens of all codes.
+
+        Raises:
+            Corrupt: the block is not that of so many tokens.
+        """
+        ans, kernel = kernels.load("ans"), kernels.load("contexts")
+        tokens = np.empty(math.prod(self.extents) - 1, np.uint8)
+        table, states = np.empty(MAX_CONTEXTS << 11, np.uint32), np.empty(8, np.uint64)
+        start = ans.read_tables(block, MAX_CONTEXTS, table, states)
+        if start < 0 or block[1 : block[0]].max(initial=0) >= NUM_BUCKETS:
+            raise Corrupt("the tables of a tile's tokens are damaged")
+        thresholds = np.full((block[0] + 2) // 4 * 4, 2**31 - 1, np.int32)  # what makes up fours is never reached
+        thresholds[: block[0] - 1] = [threshold(int(b)) for b in block[1 : block[0]]]
+        position = np.array([start], np.uint64)
+        at = 0
+
+        def decode_class(walk: _Walk, parity: Point, grids: np.ndarray) -> None:
+            nonlocal at
+            shape = walk.shapes[parity]
+            weights = self._weights(sets, walk.level, parity)
+            size = walk.counts[parity]
+            kernel.decode_class(
+                block, position, states, table, thresholds, grids, walk.start(parity), walk.strides, shape,
+                walk.live[2], *walk.magnitude_taps(parity, weights.magnitudes), weights.bias, tokens[at : at + size],
+            )  # fmt: skip
+            at += size
+
+        self._climb(_NO_MAGNITUDE, decode_class, None)
+        if states.any() or block.size != max((int(position[0]) + 7) // 8, start // 8 + 8):
+            raise Corrupt("a tile's tokens do not end with their block")
+        return tokens
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        """How many rows of what length each class has, in order (int64[m, 2])."""
+        shapes = [level.class_shape(parity) for level in self.levels for parity in level.parities]
+        return np.array([(a * b, c) for a, b, c in shapes], np.int64)
+
+    # weights
+
+    def _weights(self, sets: list[WeightSet], level: Level, parity: Point) -> Weights:
+        """Return the weights of a class at a level, with those of the groups that have no members left out."""
+        if not sets:
+            return _default(parity, level.live)
+        weights = sets[min(level.spacing.bit_length(), len(sets)) - 1][parity]
+        if level.live == self.live:
+            return weights
+        present, own = orbits(parity, level.live), context_groups(parity, level.live)
+        values = dict(zip(map(_name, orbits(parity, self.live)), weights.values.tolist(), strict=True))
+        magnitudes = dict(zip(map(_name, context_groups(parity, self.live)), weights.magnitudes.tolist(), strict=True))
+        kept = [values.pop(_name(group)) for group in present]
+        kept[0] += sum(values.values())
+        return Weights(np.array(kept), np.array([magnitudes[_name(group)] for group in own]), weights.bias)
+
+    @property
+    def _set_size(self) -> int:
+        return sum(2 * len(orbits(p, self.live)) + len(context_groups(p, self.live)) + 2 for p in self._parities)
+
+    @property
+    def _parities(self) -> list[Point]:
+        return self.levels[-1].parities if self.levels else []
+
+    def _pack_set(self, weights: WeightSet) -> bytes:
+        return b"".join(
+            w.values.astype("<i2").tobytes() + w.magnitudes.astype("<i1").tobytes() + struct.pack("<h", w.bias)
+            for w in (weights[parity] for parity in self._parities)
+        )
+
+    def _unpack_set(self, data: bytes) -> WeightSet:
+        found, at = {}, 0
+        for parity in self._parities:
+            num, num_context = len(orbits(parity, self.live)), len(context_groups(parity, self.live))
+            values = np.frombuffer(data, "<i2", num, at).astype(np.int64)
+            magnitudes = np.frombuffer(data, "<i1", num_context, at + 2 * num).astype(np.int64)
+            at += 2 * num + num_context + 2
+            found[parity] = Weights(values, magnitudes, struct.unpack_from("<h", data, at - 2)[0])
+        return found
+
+
+class _Walk:
+    """What the kernels need to know of a level."""
+
+    def __init__(self, level: Level) -> None:
+        self.level = level
+        _, rows, points = level.shape
+        self.strides = np.array([rows * points, points, 1], np.int64)
+        self.live = np.array(level.live, np.int64)
+        self.extents = np.array(level.extents, np.int64)
+        self.starts = np.zeros(8, np.int64)
+        for parity in ((0, 0, 0), *level.parities):
+            self.starts[parity[0] * 4 + parity[1] * 2 + parity[2]] = level.start(parity)
+        self.shapes = {p: np.array(level.class_shape(p), np.int64) for p in ((0, 0, 0), *level.parities)}
+        self.counts = {p: math.prod(level.class_shape(p)) for p in level.parities}
+
+    def start(self, parity: Point) -> int:
+        return int(self.starts[parity[0] * 4 + parity[1] * 2 + parity[2]])
+
+    def empty_grids(self, dtype: np.dtype) -> np.ndarray:
+        return (np.zeros if dtype == np.uint8 else np.empty)(self.level.num_places, dtype)
+
+    def value_taps(self, parity: Point, weights: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """Return the offsets and weights of the neighbours that a point is predicted from."""
+        offsets, groups, sizes = _neighbours(self.level, parity, False, (weights != 0).tobytes())
+        return offsets, np.append(weights / ONE / sizes, 0.0).astype(dtype)[groups]
+
+    def magnitude_taps(self, parity: Point, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the offsets and weights of the magnitudes that make up an activity."""
+        offsets, groups, sizes = _neighbours(self.level, parity, True, (weights != 0).tobytes())
+        return offsets, np.append(weights * (UNIT // CONTEXT_ONE) // sizes, 0).astype(np.int32)[groups]
+
+
+_walk = lru_cache(maxsize=64)(_Walk)
+
+
+@lru_cache(maxsize=1024)
+def _neighbours(level: Level, parity: Point, context: bool, used: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return how far each neighbour is in the grids and its group, and how many each group has.
+
+    Only groups in the mask `used` have any. The group after the last makes up fours.
+    """
+    groups = context_groups(parity, level.live) if context else orbits(parity, level.live)
+    steps = [(step, i) for i, group in enumerate(groups) if used[i] for step in group]
+    steps += [(groups[0][0], len(groups))] * (-len(steps) % 4)
+    offsets = level.offsets(parity, np.array([step for step, _ in steps], np.int64).reshape(-1, 3))
+    return offsets, np.array([i for _, i in steps], np.int64), np.array([len(group) for group in groups])
+
+
+_NO_MAGNITUDE = np.zeros(1, np.uint8)
+
+
+def _name(group: list[Point]) -> Point:
+    return group[0]
+
+
+def _default(parity: Point, live: Point) -> Weights:
+    """Return the weights without fitting: the mean of the axes' cubics; near magnitudes count more than far ones."""
+    groups = orbits(parity, live)
+    values = np.zeros(len(groups), np.int64)
+    num_axes = sum(parity)
+    for i, group in enumerate(groups):
+        if sum(s * s for s in group[0]) == 9:
+            values[i] = -(ONE // 8 // num_axes)
+        elif sum(s * s for s in group[0]) == 1:
+            values[i] = (ONE + ONE // 8) // num_axes
+    values[0] += ONE - values.sum()
+    context = context_groups(parity, live)
+    shares = np.array([24 * len(group) // sum(s * s for s in group[0]) for group in context])
+    return Weights(values, shares * CONTEXT_ONE // shares.sum(), 16)
