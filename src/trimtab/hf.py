@@ -1,0 +1,228 @@
+"""Models of Hugging Face transformers in packed folders: companions of its `save_pretrained` and `from_pretrained`.
+
+A folder holds what transformers would write, with ``model.tt`` in place of ``model.safetensors``; a large model is cut
+into ``model-00001-of-0000N.tt`` with ``model.tt.index.json``, whose ``weight_map`` names the file of each tensor. Each
+file is an ordinary packed file. Tied weights are stored once.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from trimtab import store
+from trimtab.bounds import Bound, Lossless
+from trimtab.codecs import Codec
+from trimtab.errors import Corrupt, UsageError
+from trimtab.files import Reader
+
+WEIGHTS = "model.tt"
+INDEX = "model.tt.index.json"
+_SHARD = r"^model-\d{5}-of-\d{5}\.tt\Z"
+
+
+class _Index(msgspec.Struct):
+    """``model.tt.index.json``, with the fields of transformers' own index."""
+
+    weight_map: dict[str, Annotated[str, msgspec.Meta(pattern=_SHARD)]]
+    metadata: dict[str, Any] = {}
+
+
+def save_pretrained(
+    model: PreTrainedModel,
+    folder: str | os.PathLike[str],
+    bound: Bound = Lossless(),
+    *,
+    codec: Codec | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write a model's configuration and packed weights into a folder, which is made if need be.
+
+    `bound` and `codec` are those of `trimtab.save`. A file holds at most `max_shard_size` of weights, counted in bytes
+    before packing, or one tensor. What the folder held of an earlier packed save is replaced once all is written;
+    tokenizer files stay as they are.
+
+    Raises:
+        UsageError: this is no transformers model, or one that is quantised, sharded, offloaded or has adapters.
+        ShapeError, BoundError: as in `trimtab.save`.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise UsageError(f"{folder} is a file; expected the name of a folder")
+    state = _state_dict(model)
+    split = split_torch_state_dict_into_shards(
+        state, filename_pattern="model{suffix}.tt", max_shard_size=max_shard_size
+    )
+    config = copy.deepcopy(model.config)
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.architectures = [type(model).__name__]
+    folder.mkdir(parents=True, exist_ok=True)
+    with _replaced(folder) as partial:
+        for file, names in split.filename_to_tensors.items():
+            tensors = {name: state[name] for name in names}
+            store.save(partial / file, tensors, bound, codec=codec, metadata={"format": "pt"})
+        if split.is_sharded:
+            metadata = {"total_parameters": model.num_parameters(), **split.metadata}
+            index = _Index(split.tensor_to_filename, metadata)
+            text = msgspec.json.format(msgspec.json.encode(index, order="sorted"), indent=2)
+            (partial / INDEX).write_bytes(text + b"\n")
+        config.save_pretrained(partial)
+        if model.can_generate():
+            model.generation_config.save_pretrained(partial)
+
+
+def from_pretrained(
+    model_class: Any,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Return a model from a packed folder, in evaluation mode; each tensor is decoded as it takes its place.
+
+    `model_class` is a class of transformers, or an auto class such as ``AutoModelForCausalLM``; its own
+    ``from_pretrained`` makes the model, with these `kwargs`, and reports missing and unexpected weights. `dtype` is
+    that of the configuration unless given. The model is made on the CPU and then moved to `device`.
+
+    Raises:
+        UsageError: the folder holds no packed weights, or they do not fit the configuration.
+        FormatError: a file is damaged, or the files contradict each other.
+    """
+    folder = Path(folder)
+    weights = _weights(folder)
+    if kwargs.get("trust_remote_code"):
+        raise UsageError("code that comes with a model is not run; import its class and pass that as model_class")
+    config = kwargs.pop("config", None)
+    if config is None:
+        config_class = getattr(model_class, "config_class", None) or AutoConfig
+        config, kwargs = config_class.from_pretrained(folder, return_unused_kwargs=True, **kwargs)
+    if getattr(config, "quantization_config", None) is not None:
+        raise UsageError(f"{folder}: the configuration is that of a quantised model, which is not supported")
+    if "generation_config" not in kwargs and (folder / GENERATION_CONFIG_NAME).exists():
+        kwargs["generation_config"] = GenerationConfig.from_pretrained(folder)
+    wants_info = kwargs.pop("output_loading_info", False)
+    may_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
+    model, info = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=weights,
+        dtype="auto" if dtype is None else dtype,
+        ignore_mismatched_sizes=True,  # told below, in an error of ours
+        output_loading_info=True,
+        **kwargs,
+    )
+    if info["mismatched_keys"] and not may_mismatch:
+        name, stored, expected = sorted(info["mismatched_keys"])[0]
+        raise UsageError(
+            f"{folder}: {name!r} has shape {list(stored)}, where the configuration says {list(expected)}; "
+            "pass ignore_mismatched_sizes=True to start from new weights there"
+        )
+    model.name_or_path = model.config.name_or_path = str(folder)
+    if device is not None:
+        model = model.to(device)
+    return (model, info) if wants_info else model
+
+
+class _Stored:
+    """A tensor of a packed file, in the form of safetensors' slices that transformers loads from: ``stored[...]``."""
+
+    def __init__(self, reader: Reader, name: str) -> None:
+        self._reader = reader
+        self._name = name
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        x = store.as_framework(store.decode(self._reader, self._name), "pt")
+        self._reader.release()
+        return x[index]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self._reader.header(self._name).dtype)
+
+    def is_floating_point(self) -> bool:
+        return self.dtype.is_floating_point
+
+
+def _weights(folder: Path) -> Mapping[str, _Stored]:
+    """Return the tensors of a packed folder, which must stand in just the files that the index says."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder; fetch a model of the hub with huggingface_hub.snapshot_download")
+    if (folder / WEIGHTS).exists():
+        reader = Reader(folder / WEIGHTS)
+        return {name: _Stored(reader, name) for name in reader}
+    if not (folder / INDEX).exists():
+        plain = any(folder.glob("*.safetensors"))
+        how = "they are ordinary safetensors: load them with transformers itself" if plain else f"expected {WEIGHTS}"
+        raise UsageError(f"{folder} holds no packed weights; {how}")
+    try:
+        index = msgspec.json.decode((folder / INDEX).read_bytes(), type=_Index)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Corrupt(f"{folder / INDEX} is not an index of packed files: {error}") from None
+    files: dict[str, set[str]] = {}
+    for name, file in index.weight_map.items():
+        files.setdefault(file, set()).add(name)
+    found = {}
+    for file, names in files.items():
+        try:
+            reader = Reader(folder / file)
+        except FileNotFoundError:
+            raise Corrupt(f"{folder / INDEX} names {file}, which does not exist") from None
+        if names != set(reader):
+            odd = sorted(names ^ set(reader))[0]
+            raise Corrupt(f"{folder / INDEX} and {file} disagree about {odd!r}")
+        found |= {name: _Stored(reader, name) for name in names}
+    return found
+
+
+def _state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return the tensors of a model under the names that transformers saves them by, each of the tied ones once."""
+    if not isinstance(model, PreTrainedModel):
+        raise UsageError(
+            f"expected a model of transformers, got {type(model).__name__}; "
+            "for any other module use trimtab.save(path, module.state_dict())"
+        )
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model.config, "quantization_config", None):
+        raise UsageError("a quantised model cannot be packed; pack the model that it was made from")
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UsageError("a model with adapters cannot be packed; merge them, or save them with model.save_pretrained")
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if isinstance(tensor, DTensor):
+            raise UsageError(f"{name!r} is sharded; save the model with trimtab.dcp, or gather its state dict first")
+        if tensor.is_meta:
+            raise UsageError(f"{name!r} has no data on this device: offloaded models cannot be packed")
+    for name in model._keys_to_ignore_on_save or ():
+        state.pop(name, None)
+    return revert_weight_conversion(model, remove_tied_weights_from_state_dict(state, model))
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """Give a new folder; at the end, the files in it take the place of the packed weights in `folder`.
+
+    The index goes first and comes last, so that no mixture of two saves loads.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as name:
+        partial = Path(name)
+        yield partial
+        old = [file for file in folder.iterdir() if file.name == WEIGHTS or re.match(_SHARD, file.name)]
+        for file in [folder / INDEX, *old]:
+            file.unlink(missing_ok=True)
+        for file in sorted(partial.iterdir(), key=lambda file: file.name in (WEIGHTS, INDEX)):
+            file.replace(folder / file.name)
