@@ -2,11 +2,13 @@
 
 A checkpoint is a folder:
 
-- ``rank00000-<random>.tt``: one packed file a rank. A tensor's piece is the entry ``name[0:64, 0:32]``, called after the
-  part of the whole tensor that it is; another object is the entry ``name[json]``, the UTF-8 text of `trimtab.values`;
-- ``checkpoint.tt``: a packed file with one entry, ``index``, the UTF-8 text of the JSON of `_Index`. It is written last
-  and appears in one step; a folder without it is no checkpoint. Saving into a folder that holds a checkpoint leaves the
-  old one whole until the new index takes its place.
+- ``rank00000-<random>.tt``: one packed file a rank. A tensor's piece is the entry ``name[0:64, 0:32]``, called after
+  the part of the whole tensor that it is; any other object is the entry ``name[json]``, text of `trimtab.values`;
+- ``checkpoint.tt``: a packed file with one entry, ``index``, the JSON text of `_Index`. It is written last and appears
+  in one step; a folder without it is no checkpoint. Saving into a folder that holds a checkpoint leaves the old one
+  whole until the new index takes its place.
+
+Texts are arrays of uint8, UTF-8, of codec "raw".
 
 Nothing is pickled, and no pickle is read. Every piece is checked against its checksum when it is loaded.
 """
@@ -41,17 +43,17 @@ from torch.distributed.checkpoint import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import LoadItemType, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import LoadItemType, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from trimtab import files, store, values
-from trimtab.arrays import as_numpy
+from trimtab.arrays import as_numpy, as_torch
 from trimtab.bounds import Bound, Lossless
 from trimtab.codecs import Codec, Raw
-from trimtab.dtypes import NAMES, dtype_name, numpy_dtype
-from trimtab.errors import Corrupt, ShapeError, TrimtabError, UsageError
-from trimtab.packed import Count
+from trimtab.dtypes import NAMES, numpy_dtype
+from trimtab.errors import Corrupt, TrimtabError, UsageError
+from trimtab.packed import Count, Packed
 
 INDEX = "checkpoint.tt"
 _FILE = r"^rank\d{5,}-[0-9a-f]{16}\.tt\Z"
@@ -161,12 +163,7 @@ class Writer(StorageWriter):
         """Write a piece or an object and return its size in bytes."""
         name, data = item.index.fqn, planner.resolve_data(item)
         try:
-            if item.type == WriteItemType.BYTE_IO:
-                data.seek(0)
-                value = torch.load(data, weights_only=False)  # the planner pickled it in this process, just now
-                entry, x = f"{name}[json]", np.frombuffer(values.dumps(value), np.uint8)
-                packed = store.encode(x, codec=Raw())
-            else:
+            if isinstance(data, torch.Tensor):
                 assert item.tensor_data is not None
                 chunk, dtype = item.tensor_data.chunk, item.tensor_data.properties.dtype
                 if data.shape != chunk.sizes or data.dtype != dtype:
@@ -176,6 +173,10 @@ class Writer(StorageWriter):
                     )
                 entry, x = _entry(name, chunk.offsets, chunk.sizes), as_numpy(data)
                 packed = store.encode(x, *store.for_dtype(x.dtype, self.bound, self.codec))
+            else:
+                data.seek(0)
+                value = torch.load(data, weights_only=False)  # the planner pickled it in this process, just now
+                entry, packed = f"{name}[json]", _packed_text(values.dumps(value))
         except TrimtabError as error:
             raise type(error)(f"{name!r}: {error}") from None
         writer.add(entry, *packed)
@@ -185,9 +186,8 @@ class Writer(StorageWriter):
         homes = {result.index: result.storage_data for of_rank in results for result in of_rank}
         index = _make_index(metadata, homes)
         _check(index)
-        text = np.frombuffer(msgspec.json.encode(index), np.uint8)
         with files.Writer(self.folder / INDEX) as writer:
-            writer.add("index", *store.encode(text, codec=Raw()))
+            writer.add("index", *_packed_text(msgspec.json.encode(index)))
         for file in list(self.folder.iterdir()):  # of the checkpoint before, and of saves that were cut off
             if re.match(_FILE, file.name) and file.name not in index.files:
                 file.unlink(missing_ok=True)
@@ -295,7 +295,7 @@ def _load_piece(reader: files.Reader, home: _Home, items: list[ReadItem], planne
             store.decode(reader, home.entry, out=as_numpy(target))
         else:
             if piece is None:
-                piece = store.as_framework(store.decode(reader, home.entry), "pt")
+                piece = as_torch(store.decode(reader, home.entry))
             spans = zip(item.storage_offsets, item.lengths, strict=True)
             part = piece[tuple(slice(start, start + length) for start, length in spans)]
             if part.shape != target.shape:
@@ -354,9 +354,7 @@ def _make_metadata(index: _Index) -> Metadata:
         stored[name] = TensorStorageMetadata(properties, torch.Size(tensor.shape), chunks)
         for piece in tensor.pieces:
             entry = _entry(name, piece.offsets, piece.shape)
-            homes[MetadataIndex(name, piece.offsets)] = _Home(
-                index.files[piece.file], entry, tensor.dtype, piece.shape
-            )
+            homes[MetadataIndex(name, piece.offsets)] = _Home(index.files[piece.file], entry, tensor.dtype, piece.shape)
     return Metadata(stored, planner_data=index.paths, storage_data=homes)
 
 
@@ -374,6 +372,10 @@ def _read_index(folder: Path) -> _Index:
         raise Corrupt(f"{folder / INDEX} is not the index of a checkpoint: {error}") from None
     _check(index)
     return index
+
+
+def _packed_text(text: bytes) -> tuple[Packed, str]:
+    return store.encode(np.frombuffer(text, np.uint8), codec=Raw())
 
 
 def _text(reader: files.Reader, entry: str) -> bytes:

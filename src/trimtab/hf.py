@@ -26,6 +26,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from trimtab import store
+from trimtab.arrays import as_torch
 from trimtab.bounds import Bound, Lossless
 from trimtab.codecs import Codec
 from trimtab.errors import Corrupt, UsageError
@@ -93,10 +94,10 @@ def from_pretrained(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     **kwargs: Any,
-) -> PreTrainedModel:
+) -> Any:
     """Return a model from a packed folder, in evaluation mode; each tensor is decoded as it takes its place.
 
-    `model_class` is a class of transformers, or an auto class such as ``AutoModelForCausalLM``; its own
+    `model_class` is a class of transformers, or an auto class such as ``AutoModelForCausalLM``; its
     ``from_pretrained`` makes the model, with these `kwargs`, and reports missing and unexpected weights. `dtype` is
     that of the configuration unless given. The model is made on the CPU and then moved to `device`.
 
@@ -106,19 +107,20 @@ def from_pretrained(
     """
     folder = Path(folder)
     weights = _weights(folder)
-    if kwargs.get("trust_remote_code"):
+    if kwargs.pop("trust_remote_code", None):
         raise UsageError("code that comes with a model is not run; import its class and pass that as model_class")
     config = kwargs.pop("config", None)
     if config is None:
-        config_class = getattr(model_class, "config_class", None) or AutoConfig
-        config, kwargs = config_class.from_pretrained(folder, return_unused_kwargs=True, **kwargs)
+        config, kwargs = _config(model_class, folder, kwargs)
     if getattr(config, "quantization_config", None) is not None:
         raise UsageError(f"{folder}: the configuration is that of a quantised model, which is not supported")
+    if not issubclass(model_class, PreTrainedModel):
+        model_class, config = _concrete(model_class, config)
     if "generation_config" not in kwargs and (folder / GENERATION_CONFIG_NAME).exists():
         kwargs["generation_config"] = GenerationConfig.from_pretrained(folder)
     wants_info = kwargs.pop("output_loading_info", False)
     may_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
-    model, info = model_class.from_pretrained(
+    loaded: Any = model_class.from_pretrained(
         None,
         config=config,
         state_dict=weights,
@@ -127,6 +129,7 @@ def from_pretrained(
         output_loading_info=True,
         **kwargs,
     )
+    model, info = loaded
     if info["mismatched_keys"] and not may_mismatch:
         name, stored, expected = sorted(info["mismatched_keys"])[0]
         raise UsageError(
@@ -139,6 +142,24 @@ def from_pretrained(
     return (model, info) if wants_info else model
 
 
+def _config(model_class: Any, folder: Path, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the configuration, with those `kwargs` that belong to it, and the others."""
+    config_class: Any = getattr(model_class, "config_class", None)
+    if config_class is None:  # of an auto class
+        config_class, kwargs = AutoConfig, {**kwargs, "trust_remote_code": False}
+    return config_class.from_pretrained(folder, return_unused_kwargs=True, **kwargs)
+
+
+def _concrete(auto_class: Any, config: Any) -> tuple[type[PreTrainedModel], Any]:
+    """Return the class that an auto class stands for, and the part of the configuration that this class takes.
+
+    An auto class loads no weights that it is given in place of a folder; so it makes a model without any.
+    """
+    with torch.device("meta"):
+        model_class = type(auto_class.from_config(copy.deepcopy(config), trust_remote_code=False))
+    return model_class, config if isinstance(config, model_class.config_class) else config.get_text_config()
+
+
 class _Stored:
     """A tensor of a packed file, in the form of safetensors' slices that transformers loads from: ``stored[...]``."""
 
@@ -147,7 +168,7 @@ class _Stored:
         self._name = name
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        x = store.as_framework(store.decode(self._reader, self._name), "pt")
+        x = as_torch(store.decode(self._reader, self._name))
         self._reader.release()
         return x[index]
 

@@ -46,7 +46,7 @@ def loads(text: bytes) -> Any:
     """Return the value that `dumps` was given.
 
     Raises:
-        Corrupt: the text is not what `dumps` returns.
+        FormatError: the text is not what `dumps` returns.
     """
     try:
         return _from_json(json.loads(text))
@@ -99,6 +99,11 @@ def _bytes(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
+def _complex(data: Any) -> complex:
+    real, imaginary = map(_from_json, data)
+    return complex(real, imaginary)
+
+
 def _array_to_json(x: Any) -> str:
     return _bytes_to_json(store.compress(x))
 
@@ -112,7 +117,7 @@ def _dtype(name: str) -> torch.dtype:
 
 _KINDS = {
     "float": _Kind(float, str, float),  # those that JSON lacks: nan, inf, -inf
-    "complex": _Kind(complex, lambda z: _items_to_json([z.real, z.imag]), lambda data: complex(*map(_from_json, data))),
+    "complex": _Kind(complex, lambda z: _items_to_json([z.real, z.imag]), _complex),
     "bytes": _Kind(bytes, _bytes_to_json, _bytes),
     "tuple": _Kind(tuple, _items_to_json, lambda data: tuple(map(_from_json, data))),
     "set": _Kind(set, _items_to_json, lambda data: set(map(_from_json, data))),
