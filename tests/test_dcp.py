@@ -25,7 +25,7 @@ from tests.forged import lies
 from trimtab import files, store
 from trimtab.codecs import Raw
 from trimtab.dcp import INDEX, Reader, Writer, _fill, _Piece
-from trimtab.errors import Corrupt, FormatError, ShapeError, UsageError
+from trimtab.errors import BoundError, Corrupt, FormatError, ShapeError, UsageError
 
 
 def state() -> dict[str, Any]:
@@ -113,7 +113,7 @@ def test_other_dtypes_and_layouts_receive(tmp_path):
     assert x.sum() != 0  # loaded in place
 
 
-def test_codec_and_bound(tmp_path):
+def test_codec_bound_and_level(tmp_path):
     x = torch.linspace(0, 1, 5000)
     save(tmp_path / "plain", {"x": x, "n": torch.arange(5)}, codec=Raw())
     save(tmp_path / "lossy", {"x": x, "n": torch.arange(5)}, bound=tt.Abs(0.01))
@@ -122,6 +122,10 @@ def test_codec_and_bound(tmp_path):
     assert torch.equal(came["n"], torch.arange(5))
     sizes = [sum(file.stat().st_size for file in (tmp_path / name).glob("rank*")) for name in ("plain", "lossy")]
     assert sizes[0] > 20_000 > sizes[1]
+    for level in ("fast", "ratio"):
+        save(tmp_path / level, {"x": state()["model"]["half"]}, level=level)
+        (file,) = (tmp_path / level).glob("rank*")
+        assert tt.load(file).report["arrays"]["x[0:3000]"]["codec"]["mode"] == level
 
 
 def test_saving_in_the_background(tmp_path):
@@ -182,9 +186,16 @@ def test_what_cannot_be_stored_is_named(tmp_path):
     assert isinstance(error, UsageError) and "'c': a builtins.slice would have to be pickled" in str(error)
     error = failure({"a": {"b": torch.ones(3).to_sparse()}}, tmp_path)
     assert isinstance(error, ShapeError) and "'a.b'" in str(error)
-    error = failure({"x": torch.ones(2000)}, tmp_path, bound=0.1)
-    assert isinstance(error, UsageError) and "expected a bound" in str(error)
     assert not list(tmp_path.iterdir())
+
+
+def test_wrong_settings_are_told_when_the_writer_is_made(tmp_path):
+    with pytest.raises(BoundError, match="expected a bound"):
+        Writer(tmp_path, 0.1)
+    with pytest.raises(UsageError, match="unknown level"):
+        Writer(tmp_path, level="best")
+    with pytest.raises(UsageError, match="codec"):
+        Writer(tmp_path, codec=Raw)
 
 
 def test_other_checkpoints_are_told_apart(tmp_path):

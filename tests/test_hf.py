@@ -149,8 +149,12 @@ def test_missing_weights_are_reported(tmp_path):
     assert torch.equal(came.bert.encoder.layer[1].output.dense.weight, model.bert.encoder.layer[1].output.dense.weight)
 
 
-def test_bound_and_codec(tmp_path):
+def test_bound_codec_and_level(tmp_path):
     model = bert()
+    hf.save_pretrained(model, tmp_path / "ratio", level="ratio")
+    modes = [array["codec"].get("mode") for array in tt.load(tmp_path / "ratio" / "model.tt").report["arrays"].values()]
+    assert "ratio" in modes
+    assert_same(model, hf.from_pretrained(BertForMaskedLM, tmp_path / "ratio"))
     hf.save_pretrained(model, tmp_path / "lossy", tt.Abs(1e-3))
     hf.save_pretrained(model, tmp_path / "raw", codec=Raw())
     came = hf.from_pretrained(BertForMaskedLM, tmp_path / "lossy")

@@ -104,25 +104,30 @@ class _Home(NamedTuple):
 class Writer(StorageWriter):
     """Writes packed checkpoints: the `storage_writer` of ``torch.distributed.checkpoint.save`` and ``async_save``.
 
-    `folder` must be one that all ranks see. `bound` and `codec` are those of `trimtab.save`: they apply to real
-    floating-point tensors, optimizer states included, piece by piece.
+    `folder` must be one that all ranks see. `bound`, `codec` and `level` are those of `trimtab.save`; a bound and a
+    codec apply to real floating-point tensors, those of optimizers included, piece by piece.
 
-    Raises (from DCP inside the ``failures`` of its ``CheckpointException``, by rank):
-        UsageError: an object of the state dict is not one that `trimtab.values` can store, or the folder holds an
-            ordinary DCP checkpoint.
-        ShapeError, BoundError: as in `trimtab.save`.
+    Raises:
+        UsageError, BoundError: as in `trimtab.save`, when the writer is made. What is wrong with the state dict or the
+            folder DCP tells in the ``failures`` of a ``CheckpointException``, by rank: UsageError for an object that
+            `trimtab.values` cannot store, or a folder with an ordinary DCP checkpoint; ShapeError for a sparse tensor.
 
     >>> import torch.distributed.checkpoint as dcp, trimtab.dcp
     >>> dcp.save({"model": model}, storage_writer=trimtab.dcp.Writer("step-1000"))  # doctest: +SKIP
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], bound: Bound = Lossless(), *, codec: Codec | None = None
+        self,
+        folder: str | os.PathLike[str],
+        bound: Bound = Lossless(),
+        *,
+        codec: Codec | None = None,
+        level: store.Level | None = None,
     ) -> None:
         super().__init__()
         self.folder = Path(folder)
-        self.bound = bound
-        self.codec = codec
+        self._settings = bound, codec, level
+        store.encode(np.empty(0, np.float32), *self._settings)  # a wrong setting is told now
 
     @property
     def checkpoint_id(self) -> Path:
@@ -172,7 +177,7 @@ class Writer(StorageWriter):
                         f"{list(chunk.sizes)}"
                     )
                 entry, x = _entry(name, chunk.offsets, chunk.sizes), as_numpy(data)
-                packed = store.encode(x, *store.for_dtype(x.dtype, self.bound, self.codec))
+                packed = store.encode(x, *store.for_dtype(x.dtype, *self._settings))
             else:
                 data.seek(0)
                 value = torch.load(data, weights_only=False)  # the planner pickled it in this process, just now
@@ -202,9 +207,8 @@ class Reader(StorageReader):
 
     A piece that fits is decoded straight into the tensor that waits for it.
 
-    Raises (from DCP inside the ``failures`` of its ``CheckpointException``, by rank):
-        FormatError: a file is damaged or missing, or the files contradict each other.
-        UsageError: the folder holds no packed checkpoint.
+    DCP tells what went wrong in the ``failures`` of a ``CheckpointException``, by rank: FormatError for a file that is
+    damaged, missing or contradicts another; UsageError for a folder that holds no packed checkpoint.
 
     >>> import torch.distributed.checkpoint as dcp, trimtab.dcp
     >>> dcp.load(state, storage_reader=trimtab.dcp.Reader("step-1000"))  # doctest: +SKIP

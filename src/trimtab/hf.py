@@ -50,13 +50,14 @@ def save_pretrained(
     bound: Bound = Lossless(),
     *,
     codec: Codec | None = None,
+    level: store.Level | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
     """Write a model's configuration and packed weights into a folder, which is made if need be.
 
-    `bound` and `codec` are those of `trimtab.save`. A file holds at most `max_shard_size` of weights, counted in bytes
-    before packing, or one tensor. What the folder held of an earlier packed save is replaced once all is written;
-    tokenizer files stay as they are.
+    `bound`, `codec` and `level` are those of `trimtab.save`. A file holds at most `max_shard_size` of weights, counted
+    in bytes before packing, or one tensor. What the folder held of an earlier packed save is replaced once all is
+    written; tokenizer files stay as they are.
 
     Raises:
         UsageError: this is no transformers model, or one that is quantised, sharded, offloaded or has adapters.
@@ -76,7 +77,7 @@ def save_pretrained(
     with _replaced(folder) as partial:
         for file, names in split.filename_to_tensors.items():
             tensors = {name: state[name] for name in names}
-            store.save(partial / file, tensors, bound, codec=codec, metadata={"format": "pt"})
+            store.save(partial / file, tensors, bound, codec=codec, level=level, metadata={"format": "pt"})
         if split.is_sharded:
             metadata = {"total_parameters": model.num_parameters(), **split.metadata}
             index = _Index(split.tensor_to_filename, metadata)
