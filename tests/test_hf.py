@@ -322,3 +322,47 @@ def test_hostile_indexes_are_refused(tmp_path):
     (folder / file).unlink()
     with pytest.raises(Corrupt, match="does not exist"):
         hf.from_pretrained(BertForMaskedLM, folder)
+
+
+@pytest.mark.parametrize("size", ["5GB", "30KB"])
+def test_folders_are_packed_and_unpacked(tmp_path, size):
+    """Without the model, and bit for bit: the very files that transformers wrote come back."""
+    model = llama(torch.bfloat16)
+    model.save_pretrained(tmp_path / "plain", max_shard_size=size)
+    (tmp_path / "plain" / "tokenizer.json").write_text("{}")
+    (tmp_path / "plain" / "more").mkdir()
+    (tmp_path / "plain" / "more" / "config.json").write_text("[]")
+    (tmp_path / "plain" / "pytorch_model.bin").write_text("left out")
+    hf.pack(tmp_path / "plain", tmp_path / "packed", level="ratio")
+    assert_same(model, hf.from_pretrained(LlamaForCausalLM, tmp_path / "packed"))
+    packed = {path.name for path in (tmp_path / "packed").rglob("*")}
+    assert {"tokenizer.json", "more", "config.json", "generation_config.json"} < packed
+    assert not any(name.endswith((".bin", ".safetensors")) for name in packed)
+    hf.unpack(tmp_path / "packed", tmp_path / "again")
+    assert_same(model, LlamaForCausalLM.from_pretrained(tmp_path / "again"))
+    before = {path.name: path for path in (tmp_path / "plain").rglob("*") if path.suffix != ".bin"}
+    after = {path.name: path for path in (tmp_path / "again").rglob("*")}
+    assert before.keys() == after.keys()
+    for name in before:
+        if name.endswith(".index.json"):
+            assert json.loads(before[name].read_text()) == json.loads(after[name].read_text())
+        elif before[name].is_file():
+            assert before[name].stat().st_size == after[name].stat().st_size
+
+
+def test_packing_what_cannot_be(tmp_path):
+    with pytest.raises(UsageError, match="no safetensors weights"):
+        hf.pack(tmp_path, tmp_path / "out")
+    bert().save_pretrained(tmp_path / "plain", max_shard_size="30KB")
+    with pytest.raises(UsageError, match="exists already"):
+        hf.pack(tmp_path / "plain", tmp_path)
+    with pytest.raises(UsageError, match="pack the folder"):
+        hf.unpack(tmp_path / "plain", tmp_path / "out")
+    (file, *_) = (tmp_path / "plain").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(FormatError, match="damaged"):
+        hf.pack(tmp_path / "plain", tmp_path / "out")
+    file.unlink()
+    with pytest.raises(Corrupt, match="does not exist"):
+        hf.pack(tmp_path / "plain", tmp_path / "out")
+    assert os.listdir(tmp_path) == ["plain"]

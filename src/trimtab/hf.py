@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,11 +31,16 @@ from trimtab.arrays import as_torch
 from trimtab.bounds import Bound, Lossless
 from trimtab.codecs import Codec
 from trimtab.errors import Corrupt, UsageError
-from trimtab.files import Reader
+from trimtab.files import Reader, Writer
+from trimtab.sources.safetensors import SafetensorsSource, SafetensorsTarget
+from trimtab.sources.source import Spec
 
-WEIGHTS = "model.tt"
-INDEX = "model.tt.index.json"
-_SHARD = r"^model-\d{5}-of-\d{5}\.tt\Z"
+_PACKED, _PLAIN = ".tt", ".safetensors"
+_SHARD = r"^model-\d{5}-of-\d{5}\.(tt|safetensors)\Z"
+_NOT_COPIED = shutil.ignore_patterns(
+    *("*.safetensors", "*.tt", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.gguf"),
+    *("*.index.json", ".*"),
+)
 
 
 class _Index(msgspec.Struct):
@@ -42,6 +48,10 @@ class _Index(msgspec.Struct):
 
     weight_map: dict[str, Annotated[str, msgspec.Meta(pattern=_SHARD)]]
     metadata: dict[str, Any] = {}
+
+    def write(self, path: Path) -> None:
+        text = msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=2)
+        path.write_bytes(text + b"\n")
 
 
 def save_pretrained(
@@ -80,9 +90,7 @@ def save_pretrained(
             store.save(partial / file, tensors, bound, codec=codec, level=level, metadata={"format": "pt"})
         if split.is_sharded:
             metadata = {"total_parameters": model.num_parameters(), **split.metadata}
-            index = _Index(split.tensor_to_filename, metadata)
-            text = msgspec.json.format(msgspec.json.encode(index, order="sorted"), indent=2)
-            (partial / INDEX).write_bytes(text + b"\n")
+            _Index(split.tensor_to_filename, metadata).write(partial / _index_name(_PACKED))
         config.save_pretrained(partial)
         if model.can_generate():
             model.generation_config.save_pretrained(partial)
@@ -143,6 +151,56 @@ def from_pretrained(
     return (model, info) if wants_info else model
 
 
+def pack(
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    bound: Bound = Lossless(),
+    *,
+    codec: Codec | None = None,
+    level: store.Level | None = None,
+) -> None:
+    """Turn a folder with ordinary safetensors files into a packed one, one tensor at a time, without making the model.
+
+    `out` is a new folder: configuration, tokenizer and what else there is in `folder` is copied, but hidden files and
+    weights in other formats. `bound`, `codec` and `level` are those of `trimtab.save`.
+
+    Raises:
+        UsageError: `folder` has no safetensors weights, or `out` exists.
+        FormatError: a file is damaged, or the files contradict each other.
+        ShapeError, BoundError: as in `trimtab.save`.
+    """
+    folder, out = Path(folder), Path(out)
+    homes = _homes(folder, _PLAIN)
+    with _converted(folder, out, _PLAIN, _PACKED) as partial:
+        for file, names in homes.items():
+            target = partial / (file.removesuffix(_PLAIN) + _PACKED)
+            with SafetensorsSource(folder / file, tensors_only=False) as source:
+                _check_names(folder / file, names, source.specs)
+                with Writer(target, metadata=source.metadata) as writer:
+                    for name in source.specs:
+                        x = source.read(name)
+                        writer.add(name, *store.encode(x, *store.for_dtype(x.dtype, bound, codec, level)))
+
+
+def unpack(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+    """Turn a packed folder into one with ordinary safetensors files, one tensor at a time: the inverse of `pack`.
+
+    Raises:
+        UsageError: `folder` has no packed weights, or `out` exists.
+        FormatError: a file is damaged, or the files contradict each other.
+    """
+    folder, out = Path(folder), Path(out)
+    readers = _readers(folder)
+    with _converted(folder, out, _PACKED, _PLAIN) as partial:
+        for file, reader in readers.items():
+            specs = {name: Spec(reader.header(name).dtype, reader.header(name).shape) for name in reader}
+            path = partial / (file.removesuffix(_PACKED) + _PLAIN)
+            with SafetensorsTarget(path, specs, reader.metadata) as target:
+                for name in target.order:
+                    target.add(name, store.decode(reader, name))
+                    reader.release()
+
+
 def _config(model_class: Any, folder: Path, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return the configuration, with those `kwargs` that belong to it, and the others."""
     config_class: Any = getattr(model_class, "config_class", None)
@@ -181,35 +239,65 @@ class _Stored:
         return self.dtype.is_floating_point
 
 
-def _weights(folder: Path) -> Mapping[str, _Stored]:
-    """Return the tensors of a packed folder, which must stand in just the files that the index says."""
+def _weights(folder: Path) -> dict[str, _Stored]:
+    """Return the tensors of a packed folder."""
+    return {name: _Stored(reader, name) for reader in _readers(folder).values() for name in reader}
+
+
+def _readers(folder: Path) -> dict[str, Reader]:
+    """Open the packed files of a folder."""
+    homes = _homes(folder, _PACKED)
+    readers = {file: Reader(folder / file) for file in homes}
+    for file, names in homes.items():
+        _check_names(folder / file, names, readers[file])
+    return readers
+
+
+def _index_name(suffix: str) -> str:
+    return f"model{suffix}.index.json"
+
+
+def _homes(folder: Path, suffix: str) -> dict[str, set[str] | None]:
+    """Return the files of weights in a folder, each with the tensors that the index says it has, if there is one.
+
+    Raises:
+        UsageError: there are none.
+        Corrupt: the index is damaged, or names a file that does not exist.
+    """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder; fetch a model of the hub with huggingface_hub.snapshot_download")
-    if (folder / WEIGHTS).exists():
-        reader = Reader(folder / WEIGHTS)
-        return {name: _Stored(reader, name) for name in reader}
-    if not (folder / INDEX).exists():
-        plain = any(folder.glob("*.safetensors"))
-        how = "they are ordinary safetensors: load them with transformers itself" if plain else f"expected {WEIGHTS}"
-        raise UsageError(f"{folder} holds no packed weights; {how}")
+    if (folder / f"model{suffix}").exists():
+        return {f"model{suffix}": None}
+    path = folder / _index_name(suffix)
+    if not path.exists():
+        expected = f"expected model{suffix} or {path.name}"
+        if suffix == _PACKED and any(folder.glob(f"*{_PLAIN}")):
+            expected = "they are ordinary safetensors: load them with transformers itself, or pack the folder"
+        raise UsageError(f"{folder} holds no {'packed' if suffix == _PACKED else 'safetensors'} weights; {expected}")
+    homes: dict[str, set[str] | None] = {}
+    for name, file in _read_index(path, suffix).weight_map.items():
+        names = homes.setdefault(file, set())
+        assert names is not None
+        names.add(name)
+    if missing := [file for file in homes if not (folder / file).exists()]:
+        raise Corrupt(f"{path} names {missing[0]}, which does not exist")
+    return homes
+
+
+def _read_index(path: Path, suffix: str) -> _Index:
     try:
-        index = msgspec.json.decode((folder / INDEX).read_bytes(), type=_Index)
+        index = msgspec.json.decode(path.read_bytes(), type=_Index)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Corrupt(f"{folder / INDEX} is not an index of packed files: {error}") from None
-    files: dict[str, set[str]] = {}
-    for name, file in index.weight_map.items():
-        files.setdefault(file, set()).add(name)
-    found = {}
-    for file, names in files.items():
-        try:
-            reader = Reader(folder / file)
-        except FileNotFoundError:
-            raise Corrupt(f"{folder / INDEX} names {file}, which does not exist") from None
-        if names != set(reader):
-            odd = sorted(names ^ set(reader))[0]
-            raise Corrupt(f"{folder / INDEX} and {file} disagree about {odd!r}")
-        found |= {name: _Stored(reader, name) for name in names}
-    return found
+        raise Corrupt(f"{path} is not an index of weights: {error}") from None
+    if others := [file for file in index.weight_map.values() if not file.endswith(suffix)]:
+        raise Corrupt(f"{path} names {others[0]}; expected a {suffix} file")
+    return index
+
+
+def _check_names(path: Path, expected: set[str] | None, found: Iterable[str]) -> None:
+    """Check that a file has just the tensors that the index says."""
+    if expected is not None and (odd := expected ^ set(found)):
+        raise Corrupt(f"{path} and the index disagree about {min(odd)!r}")
 
 
 def _state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -240,11 +328,30 @@ def _replaced(folder: Path) -> Iterator[Path]:
 
     The index goes first and comes last, so that no mixture of two saves loads.
     """
+    last = ("model.tt", _index_name(_PACKED))
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as name:
         partial = Path(name)
         yield partial
-        old = [file for file in folder.iterdir() if file.name == WEIGHTS or re.match(_SHARD, file.name)]
-        for file in [folder / INDEX, *old]:
+        shards = [file for file in folder.glob("*.tt") if re.match(_SHARD, file.name)]
+        for file in [folder / last[1], folder / last[0], *shards]:
             file.unlink(missing_ok=True)
-        for file in sorted(partial.iterdir(), key=lambda file: file.name in (WEIGHTS, INDEX)):
+        for file in sorted(partial.iterdir(), key=lambda file: file.name in last):
             file.replace(folder / file.name)
+
+
+@contextmanager
+def _converted(folder: Path, out: Path, suffix: str, new_suffix: str) -> Iterator[Path]:
+    """Give a new folder, to be filled with weights, that becomes `out` at the end: with the other files of `folder`."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists already; expected the name of a new folder")
+    index = folder / _index_name(suffix)
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as name:
+        partial = Path(name) / "partial"
+        shutil.copytree(folder, partial, ignore=_NOT_COPIED)
+        yield partial
+        if not (partial / f"model{new_suffix}").exists():
+            content = _read_index(index, suffix)
+            weight_map = {name: file.removesuffix(suffix) + new_suffix for name, file in content.weight_map.items()}
+            _Index(weight_map, content.metadata).write(partial / _index_name(new_suffix))
+        partial.replace(out)
