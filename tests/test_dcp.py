@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -18,7 +19,15 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as torch_dcp
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
+from torch.distributed.checkpoint.storage import WriteResult
 
 import trimtab as tt
 from tests.forged import lies
@@ -187,6 +196,22 @@ def test_what_cannot_be_stored_is_named(tmp_path):
     error = failure({"a": {"b": torch.ones(3).to_sparse()}}, tmp_path)
     assert isinstance(error, ShapeError) and "'a.b'" in str(error)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_part_of_a_tensor_is_no_checkpoint(tmp_path):
+    """DCP itself lets one rank alone save its shard."""
+    half = ChunkStorageMetadata(torch.Size([0]), torch.Size([3]))
+    metadata = Metadata({"x": TensorStorageMetadata(TensorProperties(torch.float32), torch.Size([6]), [half])})
+    result = WriteResult(MetadataIndex("x", [0]), 12, "rank00000-0123456789abcdef.tt")
+    with pytest.raises(UsageError, match=r"'x' do not cover .*; save from all ranks"):
+        Writer(tmp_path).finish(metadata, [[result]])
+    assert not list(tmp_path.iterdir())
+
+
+def test_writers_can_be_sent_to_the_process_that_saves(tmp_path):
+    writer = pickle.loads(pickle.dumps(Writer(tmp_path, tt.Abs(0.5), codec=tt.codecs.SZ())))
+    torch_dcp.save({"x": torch.arange(3.0)}, storage_writer=writer)
+    assert load(tmp_path, {"x": torch.zeros(3)})["x"].sum() == pytest.approx(3, abs=1.5)
 
 
 def test_wrong_settings_are_told_when_the_writer_is_made(tmp_path):

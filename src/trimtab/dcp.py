@@ -190,7 +190,10 @@ class Writer(StorageWriter):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         homes = {result.index: result.storage_data for of_rank in results for result in of_rank}
         index = _make_index(metadata, homes)
-        _check(index)
+        try:
+            _check(index)
+        except Corrupt as error:
+            raise UsageError(f"{error}; save from all ranks that hold a part of the state") from None
         with files.Writer(self.folder / INDEX) as writer:
             writer.add("index", *_packed_text(msgspec.json.encode(index)))
         for file in list(self.folder.iterdir()):  # of the checkpoint before, and of saves that were cut off

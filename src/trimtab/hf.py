@@ -108,7 +108,8 @@ def from_pretrained(
 
     `model_class` is a class of transformers, or an auto class such as ``AutoModelForCausalLM``; its
     ``from_pretrained`` makes the model, with these `kwargs`, and reports missing and unexpected weights. `dtype` is
-    that of the configuration unless given. The model is made on the CPU and then moved to `device`.
+    that of the configuration unless given. The model is made on the CPU and then moved to `device`; where accelerate is
+    installed, ``device_map=`` puts each tensor in its place at once.
 
     Raises:
         UsageError: the folder holds no packed weights, or they do not fit the configuration.
