@@ -198,6 +198,16 @@ def test_what_cannot_be_stored_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_folder_may_come_with_the_call(tmp_path):
+    assert Writer.validate_checkpoint_id(tmp_path) and not Reader.validate_checkpoint_id("s3://bucket/step")
+    writer, reader = Writer("elsewhere"), Reader("elsewhere")
+    torch_dcp.save({"x": torch.ones(3)}, checkpoint_id=tmp_path, storage_writer=writer)
+    came = {"x": torch.zeros(3)}
+    torch_dcp.load(came, checkpoint_id=str(tmp_path), storage_reader=reader)
+    assert came["x"].sum() == 3
+    assert writer.checkpoint_id == reader.checkpoint_id == tmp_path
+
+
 def test_a_part_of_a_tensor_is_no_checkpoint(tmp_path):
     """DCP itself lets one rank alone save its shard."""
     half = ChunkStorageMetadata(torch.Size([0]), torch.Size([3]))

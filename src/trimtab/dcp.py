@@ -101,16 +101,38 @@ class _Home(NamedTuple):
     shape: tuple[int, ...] | None = None
 
 
-class Writer(StorageWriter):
+class _Folder:
+    """What writer and reader share: the folder, which DCP calls the id of a checkpoint."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+
+    @property
+    def checkpoint_id(self) -> Path:
+        return self.folder
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        if checkpoint_id is not None:
+            self.folder = Path(checkpoint_id)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return "://" not in os.fspath(checkpoint_id)
+
+
+class Writer(_Folder, StorageWriter):
     """Writes packed checkpoints: the `storage_writer` of ``torch.distributed.checkpoint.save`` and ``async_save``.
 
     `folder` must be one that all ranks see. `bound`, `codec` and `level` are those of `trimtab.save`; a bound and a
     codec apply to real floating-point tensors, those of optimizers included, piece by piece.
 
+    DCP tells what went wrong in the ``failures`` of a ``CheckpointException``, by rank: UsageError for an object that
+    `trimtab.values` cannot store and for a folder with an ordinary DCP checkpoint, ShapeError for a tensor that is not
+    dense.
+
     Raises:
-        UsageError, BoundError: as in `trimtab.save`, when the writer is made. What is wrong with the state dict or the
-            folder DCP tells in the ``failures`` of a ``CheckpointException``, by rank: UsageError for an object that
-            `trimtab.values` cannot store, or a folder with an ordinary DCP checkpoint; ShapeError for a sparse tensor.
+        UsageError, BoundError: the settings are not those of `trimtab.save`.
 
     >>> import torch.distributed.checkpoint as dcp, trimtab.dcp
     >>> dcp.save({"model": model}, storage_writer=trimtab.dcp.Writer("step-1000"))  # doctest: +SKIP
@@ -124,19 +146,9 @@ class Writer(StorageWriter):
         codec: Codec | None = None,
         level: store.Level | None = None,
     ) -> None:
-        super().__init__()
-        self.folder = Path(folder)
+        super().__init__(folder)
         self._settings = bound, codec, level
         store.encode(np.empty(0, np.float32), *self._settings)  # a wrong setting is told now
-
-    @property
-    def checkpoint_id(self) -> Path:
-        """The folder, in DCP's words."""
-        return self.folder
-
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        if checkpoint_id is not None:
-            self.folder = Path(checkpoint_id)
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         if not kwargs.get("use_collectives", True):
@@ -200,12 +212,8 @@ class Writer(StorageWriter):
             if re.match(_FILE, file.name) and file.name not in index.files:
                 file.unlink(missing_ok=True)
 
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return "://" not in os.fspath(checkpoint_id)
 
-
-class Reader(StorageReader):
+class Reader(_Folder, StorageReader):
     """Reads packed checkpoints: the `storage_reader` of ``torch.distributed.checkpoint.load``, on any number of ranks.
 
     A piece that fits is decoded straight into the tensor that waits for it.
@@ -218,18 +226,8 @@ class Reader(StorageReader):
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        super().__init__()
-        self.folder = Path(folder)
+        super().__init__(folder)
         self._homes: dict[MetadataIndex, _Home] = {}
-
-    @property
-    def checkpoint_id(self) -> Path:
-        """The folder, in DCP's words."""
-        return self.folder
-
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        if checkpoint_id is not None:
-            self.folder = Path(checkpoint_id)
 
     def read_metadata(self, *_args: Any, **_options: Any) -> Metadata:
         """Return what the index says; an error is handed over as `storage_data`, since DCP swallows what is raised."""
@@ -269,10 +267,6 @@ class Reader(StorageReader):
         future: Future[None] = Future()
         future.set_result(None)
         return future
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return "://" not in os.fspath(checkpoint_id)
 
 
 def _load_object(reader: files.Reader, home: _Home, items: list[ReadItem], planner: LoadPlanner) -> None:
