@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -22,6 +23,7 @@ HEAVY = {
     "dask",
     "xarray",
     "nibabel",
+    "transformers",
     "zstandard",
 }
 
@@ -75,6 +77,13 @@ def test_help_of_every_verb_is_light():
 def test_public_names_exist(name):
     assert getattr(tt, name) is not None
     assert name in dir(tt)
+
+
+@pytest.mark.parametrize("name", ["dcp", "hf", "numcodecs", "zarr"])
+def test_adapters_are_reached_by_name(name):
+    assert getattr(tt, name) is importlib.import_module(f"trimtab.{name}")
+    assert name in dir(tt)
+    assert name not in tt.__all__
 
 
 def test_unknown_names_are_attribute_errors():

@@ -30,13 +30,18 @@ _HOMES = {
     "save": "store",
 }
 _MODULES = ("bounds", "codecs", "errors")
+_ADAPTERS = ("dcp", "hf", "numcodecs", "zarr")  # each needs another library, so `import *` leaves them out
 
 __all__ = [*_HOMES, *_MODULES]  # noqa: PLE0604 (the names are texts)
 
 if TYPE_CHECKING:
     from trimtab import bounds as bounds
     from trimtab import codecs as codecs
+    from trimtab import dcp as dcp
     from trimtab import errors as errors
+    from trimtab import hf as hf
+    from trimtab import numcodecs as numcodecs
+    from trimtab import zarr as zarr
     from trimtab.bounds import PSNR as PSNR
     from trimtab.bounds import Abs as Abs
     from trimtab.bounds import Lossless as Lossless
@@ -56,7 +61,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``import trimtab`` stays light (PEP 562)."""
-    if name in _MODULES:
+    if name in (*_MODULES, *_ADAPTERS):
         return importlib.import_module(f"trimtab.{name}")
     home = _HOMES.get(name)
     if home is None:
@@ -67,4 +72,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_ADAPTERS})
