@@ -457,13 +457,15 @@ def _gather(
     marks = _marks(planes, tl.load(starts + block), stride, i, WIDTH)
     before, _ = _places(marks)
     source, rank = tl.load(sources + block), tl.load(ranks + block)
-    for j in tl.static_range(_LANES):
-        mark = (marks >> j) & 1
-        value = tl.load(values + source + j * stride + i, mask=mark != 0, other=0).to(tl.int32)
+    for _ in range(tl.max(_ones_of_bytes(marks), 0)):  # few bytes have more than one or two
+        lowest = marks & -marks
+        lane = _ones_of_bytes(lowest - 1)
+        value = tl.load(values + source + lane * stride + i, mask=marks != 0, other=0).to(tl.int32)
         if HALVES:
             value = (base - (value >> 7)) & 255
-        tl.store(listed + rank + before, value.to(tl.uint8), mask=mark != 0)
-        before += mark
+        tl.store(listed + rank + before, value.to(tl.uint8), mask=marks != 0)
+        before += 1
+        marks ^= lowest
 
 
 @triton.jit(do_not_specialize=["num_escapes"])
