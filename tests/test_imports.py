@@ -15,6 +15,7 @@ HEAVY = {
     "torch",
     "numba",
     "llvmlite",
+    "triton",
     "matplotlib",
     "zarr",
     "numcodecs",
