@@ -21,6 +21,8 @@ kernels = {{name: kernel for name, kernel in vars(twin).items() if isinstance(ke
 compiled = set()
 for name, types, constants, fused in {cases!r}:
     kernel = kernels[name]
+    if "PLAN" in constants:
+        constants["PLAN"] = twin._plan(constants["WIDTH"])
     names = [argument for argument in kernel.arg_names if argument not in constants]
     signature = {{**dict(zip(names, types.split(), strict=True)), **dict.fromkeys(constants, "constexpr")}}
     source = ASTSource(kernel, signature=signature, constexprs=constants)
@@ -43,6 +45,15 @@ CASES = {
         ("_gather", "*u8 *i64 *i64 *i16 *i64 *i64 *u8 i32", {"WIDTH": 3, "HALVES": True}, True),
         ("_gather", "*u8 *i64 *i64 *u8 *i64 *i64 *u8 i32", {"WIDTH": 3, "HALVES": False}, True),
         ("_unpack", "*u8 *i64 *i64 *i64 *u8 i64 *u8 *u8 *i64 *i32", {"WIDTH": 4}, True),
+    ],
+    "halving": [
+        ("_pack", "*u8 *i64 *u8 i32", {"WIDTH": 3, "PLAN": "plan", "MAPPED": True}, True),
+        ("_pack", "*u8 *i64 *u8 i32", {"WIDTH": 7, "PLAN": "plan", "MAPPED": False}, True),
+        ("_unpack", "*u8 *i64 *u8", {"WIDTH": 5, "PLAN": "plan"}, True),
+        ("_mark", "*u8 i64 i32 i32 i32 *u8 *i32", {}, True),
+        ("_count", "*u8 i64 *i32", {}, True),
+        ("_collect", "*u8 i64 i32 i32 i32 *u8 *i64 *u8", {}, True),
+        ("_decode", "*u8 *u8 *u8 *i64 *u8 i64 i32 i32 i32", {"WIDTH": 3, "PLAN": "plan", "MASKED": True}, True),
     ],
     "quantiser": [
         ("_quantise", f"*fp32 {ROWS} i32 *i32 *i32", {"TILE": 256}, False),
