@@ -11,6 +11,7 @@ import numpy as np
 from trimtab.arrays import Array, as_numpy, as_torch, dtype_of, is_torch, torch_device
 from trimtab.bounds import Bound, Lossless
 from trimtab.codecs import ENEC, SZ, Codec, make_codec
+from trimtab.codecs.enec_device import tensor_digests
 from trimtab.dtypes import FLOATS, dtype_name
 from trimtab.errors import BoundError, Corrupt, NewerVersion, UnknownCodec, UsageError
 from trimtab.files import Reader, Writer, checksum, to_bytes
@@ -164,13 +165,16 @@ def encode(x: Array, bound: Bound = Lossless(), codec: Codec | None = None) -> t
         raise BoundError(f"expected a bound such as Rel(1e-3), Abs(0.1) or Lossless(), got {bound!r}")
     if codec is not None and (isinstance(codec, type) or not isinstance(codec, Codec)):
         raise UsageError(f"expected a codec object such as trimtab.codecs.SZ(), got {codec!r}")
-    array = as_numpy(x)  # of CUDA tensors too: the checksum is made on the host
     if codec is None:
-        codec = ENEC() if isinstance(bound, Lossless) or dtype_name(array.dtype) not in FLOATS else SZ()
-    packed = codec.encode_tensor(x, bound) if isinstance(codec, ENEC) and is_torch(x) else None
-    if packed is None:
-        packed = codec.encode(array, bound)
-    return packed, checksum(packed.digests or [digest(array)])
+        codec = ENEC() if isinstance(bound, Lossless) or dtype_of(x).name not in FLOATS else SZ()
+    if isinstance(codec, ENEC) and is_torch(x):
+        there = codec.encode_tensor(x, bound)
+        if there is not None:
+            return there, checksum(tensor_digests(x))
+    array = as_numpy(x)
+    packed = codec.encode(array, bound)
+    pieces = make_codec(packed.header.codec).pieces(array)
+    return packed, checksum(packed.digests or [digest(piece) for piece in pieces])
 
 
 def decode(reader: Reader, name: str, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -182,7 +186,7 @@ def decode(reader: Reader, name: str, *, out: np.ndarray | None = None) -> np.nd
     """
     packed, codec = _entry(reader, name)
     y = codec.decode(packed, out=out)
-    _check(y, codec, reader, name)
+    _check([digest(piece) for piece in codec.pieces(y)], reader, name)
     return y
 
 
@@ -192,7 +196,7 @@ def decode_to(reader: Reader, name: str, device: torch.device) -> torch.Tensor:
     y = codec.decode_tensor(packed, device) if isinstance(codec, ENEC) else None
     if y is None:
         return as_torch(decode(reader, name)).to(device)
-    _check(as_numpy(y), codec, reader, name)
+    _check(tensor_digests(y), reader, name)
     return y
 
 
@@ -204,8 +208,8 @@ def _entry(reader: Reader, name: str) -> tuple[Packed, Codec]:
         raise NewerVersion(str(error)) from None
 
 
-def _check(y: np.ndarray, codec: Codec, reader: Reader, name: str) -> None:
-    if checksum([digest(piece) for piece in codec.pieces(y)]) != reader.checksum(name):
+def _check(digests: list[int], reader: Reader, name: str) -> None:
+    if checksum(digests) != reader.checksum(name):
         raise Corrupt(f"the checksum of entry {name!r} does not match: the file was damaged")
 
 

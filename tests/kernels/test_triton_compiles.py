@@ -55,6 +55,7 @@ CASES = {
         ("_collect", "*u8 i64 i32 i32 i32 *u8 *i64 *u8", {}, True),
         ("_decode", "*u8 *u8 *u8 *i64 *u8 i64 i32 i32 i32", {"WIDTH": 3, "PLAN": "plan", "MASKED": True}, True),
     ],
+    "xxh3": [("_digest", "*i64 i32 *i64 *i64", {}, True)],
     "quantiser": [
         ("_quantise", f"*fp32 {ROWS} i32 *i32 *i32", {"TILE": 256}, False),
         ("_quantise", f"*fp64 {ROWS} i32 *i32 *i32", {"TILE": 64}, False),

@@ -59,7 +59,7 @@ import numpy as np
 from trimtab.bounds import Bound, Lossless
 from trimtab.codecs.codec import describe
 from trimtab.codecs.enec_device import decode_escape_tensor, encode_escape_tensor
-from trimtab.codecs.enec_escape import EscapeParams, encode_escape, escape_decoder
+from trimtab.codecs.enec_escape import CHUNK, EscapeParams, encode_escape, escape_decoder
 from trimtab.codecs.enec_halving import (
     HalvingParams,
     check_published,
@@ -197,5 +197,6 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return decode_escape_tensor(packed, packed.params(EscapeParams), device)
 
     def pieces(self, y: np.ndarray) -> list[np.ndarray]:
-        """Return the array as its only piece."""
-        return [y]
+        """Return the chunks of 2**18 elements, in C order."""
+        flat = y.reshape(-1)
+        return [flat[start : start + CHUNK] for start in range(0, max(flat.size, 1), CHUNK)]

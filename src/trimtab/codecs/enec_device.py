@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trimtab import kernels
-from trimtab.arrays import to_device
+from trimtab.arrays import as_numpy, to_device
 from trimtab.codecs.enec_escape import CHUNK, EscapeParams, choose_codes, read_table, sampling_step
 from trimtab.errors import Corrupt
-from trimtab.packed import Packed
+from trimtab.packed import Packed, digest
 
 if TYPE_CHECKING:
     import torch
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 def encode_escape_tensor(x: torch.Tensor) -> tuple[EscapeParams, dict[str, torch.Tensor]] | None:
     """Encode a bfloat16 tensor on its device; None where the layout does not suit it, or the device has no kernels."""
-    bitplanes = kernels.load_for("bitplanes", x.device.type)
-    if bitplanes is None:
-        return None
     import torch
 
+    bitplanes = kernels.load_for("bitplanes", x.device.type) if x.layout is torch.strided else None
+    if bitplanes is None:
+        return None
     halves = x.detach().contiguous().reshape(-1).view(torch.int16)
     counts = np.empty(256, np.int64)
     bitplanes.survey(halves, sampling_step(halves.numel()), counts)
@@ -75,3 +75,16 @@ def decode_escape_tensor(packed: Packed, params: EscapeParams, device: torch.dev
     ):
         raise Corrupt("the numbers of escapes that chunks claim are not those of their planes")
     return halves.view(torch.bfloat16).reshape(packed.header.shape)
+
+
+def tensor_digests(y: torch.Tensor) -> list[int]:
+    """Return the digests of a bfloat16 tensor's chunks, made on its device where `encode_escape_tensor` works there."""
+    import torch
+
+    xxh3 = kernels.load_for("xxh3", y.device.type)
+    assert xxh3 is not None
+    flat = y.detach().contiguous().reshape(-1)
+    num_whole = flat.numel() // CHUNK
+    end = num_whole * CHUNK
+    digests = xxh3.digests(flat[:end].view(torch.uint8).reshape(num_whole, CHUNK * flat.itemsize))
+    return digests if end == flat.numel() else [*digests, digest(as_numpy(flat[end:]))]
