@@ -73,7 +73,7 @@ def encode_chunks(
             if filled is not target:
                 target.copy_(filled)
         ranks, ends = _ranks(counts)
-        num_escapes = np.diff(_chunk_ends(ends, len(blocks), chunk // BLOCK), prepend=0)
+        num_escapes = np.diff(_chunk_ends(ends, chunk // BLOCK).cpu().numpy(), prepend=0)
         far = torch.empty(int(num_escapes.sum()), dtype=torch.uint8, device=device)
         blocks.gather(packed, halves, ranks, far, base)
         return _encode_lists(far, num_escapes, next_width, distances)
@@ -101,10 +101,10 @@ def decode_chunks(
     if (table[:, 0] > sizes).any() or (table[:, 1] > table[:, 0]).any():
         return False
     with torch.cuda.device_of(halves):
-        far, sound = _decode_lists(tails, table, next_width, distances)
         low, packed, words = _aligned(signs), _aligned(planes), _aligned_like(halves)
         blocks = _Blocks.of_array(halves.numel(), width, device)
-        ranks, ends = blocks.count(packed)
+        ranks, ends = blocks.count(packed)  # keeps the device busy while the host plans the lists
+        far, sound = _decode_lists(tails, table, next_width, distances)
         if num_whole:
             _merge[(num_whole,)](_view(low, torch.int32), _view(packed, torch.int32), ranks, far, far.numel(),
                                  _view(words, torch.int64), base, WIDTH=width)  # fmt: skip
@@ -118,8 +118,8 @@ def decode_chunks(
             rest.copy_((sign & 0x80) << 8 | exponents << 7 | sign & 0x7F)
         if words is not halves:
             halves.copy_(words)
-        claimed = np.cumsum(table[:, 0])
-        return np.array_equal(_chunk_ends(ends, len(blocks), chunk // BLOCK), claimed) and bool(sound)
+        claimed = _upload(np.cumsum(table[:, 0]), device)
+        return bool(sound & (_chunk_ends(ends, chunk // BLOCK) == claimed).all())
 
 
 def _encode_lists(
@@ -129,14 +129,14 @@ def _encode_lists(
     device, num_listed = far.device, (1 << width) - 1
     codes = np.full(256, num_listed, np.uint8)
     codes[distances[:num_listed][::-1]] = np.arange(num_listed, dtype=np.uint8)[::-1]  # the first of equal ones wins
-    code_of = torch.from_numpy(codes).to(device)
+    code_of = _upload(codes, device)
     num_planes = _list_planes(num_escapes, width)
     blocks, last = _Blocks.of_lists(num_escapes, np.cumsum(num_planes) - num_planes, width, device)
     counts = torch.empty(len(blocks), dtype=torch.int32, device=device)
     # where the planes go depends on how many distances follow each chunk's, so the lists are packed twice
     blocks.pack(far, code_of, torch.empty(int(num_planes.sum()), dtype=torch.uint8, device=device), counts)
     _, ends = _ranks(counts)
-    num_raw = np.diff(_ends_at(ends, last), prepend=0)
+    num_raw = np.diff(_ends_at(ends, last).cpu().numpy(), prepend=0)
     tail_sizes = num_planes + num_raw
     starts = np.cumsum(tail_sizes) - tail_sizes
     blocks, _ = _Blocks.of_lists(num_escapes, starts, width, device)
@@ -156,12 +156,12 @@ def _decode_lists(
     starts = np.cumsum(num_planes + num_raw) - num_planes - num_raw
     blocks, last = _Blocks.of_lists(num_escapes, starts, width, device)
     ranks, ends = blocks.count(tails)
-    sound = torch.tensor(np.array_equal(_ends_at(ends, last), np.cumsum(num_raw)), device=device)
+    sound = (_ends_at(ends, last) == _upload(np.cumsum(num_raw), device)).all()
     values = np.zeros(16, np.uint8)
     values[: (1 << width) - 1] = distances[: (1 << width) - 1]
     counts = ends - ranks
     ranks = _raw_ranks(ends, counts, num_escapes, starts + num_planes, num_raw)
-    sound &= blocks.unpack(tails, ranks, tails, torch.from_numpy(values).to(device), far, blocks.sources)
+    sound &= blocks.unpack(tails, ranks, tails, _upload(values, device), far, blocks.sources)
     return far, sound
 
 
@@ -170,7 +170,7 @@ def _raw_ranks(
 ) -> torch.Tensor:
     """Return where in the tails each block of the lists has its first unlisted distance."""
     before = np.repeat(raw_starts - (np.cumsum(num_raw) - num_raw), -(-num_escapes // BLOCK))
-    return ends - counts + torch.from_numpy(before).to(ends.device)
+    return ends - counts + _upload(before, ends.device)
 
 
 class _Blocks:
@@ -198,7 +198,7 @@ class _Blocks:
         sources = np.repeat(np.cumsum(lengths) - lengths, num_blocks) + places
         sizes = np.minimum(np.repeat(lengths, num_blocks) - places, BLOCK)
         at = np.repeat(planes, num_blocks) + places // LANES * width
-        parts = torch.from_numpy(np.stack([sources, sizes, at])).to(device)
+        parts = _upload(np.stack([sources, sizes, at]), device)
         return cls(*parts, width), ends
 
     def part(self, start: int) -> _Blocks:
@@ -260,15 +260,19 @@ def _ranks(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return ends - counts, ends
 
 
-def _chunk_ends(ends: torch.Tensor, num_blocks: int, blocks_per_chunk: int) -> np.ndarray:
+def _chunk_ends(ends: torch.Tensor, blocks_per_chunk: int) -> torch.Tensor:
     """Return how many escapes there are up to the end of each chunk."""
-    last = np.arange(blocks_per_chunk, num_blocks + blocks_per_chunk, blocks_per_chunk)
-    return _ends_at(ends, np.minimum(last, num_blocks))
+    return _ends_at(ends, np.minimum(np.arange(0, ends.numel(), blocks_per_chunk) + blocks_per_chunk, ends.numel()))
 
 
-def _ends_at(ends: torch.Tensor, num_blocks: np.ndarray) -> np.ndarray:
+def _ends_at(ends: torch.Tensor, num_blocks: np.ndarray) -> torch.Tensor:
     """Return how many escapes the first so many blocks have."""
-    return np.concatenate([np.zeros(1, np.int64), ends.cpu().numpy()])[num_blocks]
+    return torch.nn.functional.pad(ends, (1, 0))[_upload(num_blocks, ends.device)]
+
+
+def _upload(x: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Copy a small array to the device without waiting for what runs there."""
+    return torch.from_numpy(x).to(device, non_blocking=True)
 
 
 def _distances(halves: torch.Tensor, base: int) -> torch.Tensor:
