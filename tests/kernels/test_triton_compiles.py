@@ -35,6 +35,7 @@ launched = {{name for name in kernels if f" {{name}}[" in open(twin.__file__).re
 assert compiled == launched, compiled ^ launched
 """
 
+ONES = dict.fromkeys(("num", "rows_per_plane", "lane", "shift"), 1)  # a launch makes a constant of an argument 1
 ROWS = "i32 *i64 i32 i64 i64 i64"
 CASES = {
     "bitplanes": [
@@ -52,6 +53,10 @@ CASES = {
         ("_unpack", "*u8 *i64 *u8", {"WIDTH": 5, "PLAN": "plan"}, True),
         ("_mark", "*u8 i64 i32 i32 i32 *u8 *i32", {}, True),
         ("_count", "*u8 i64 *i32", {}, True),
+        ("_count", "*u8 *i32", {"num": 1}, True),
+        ("_mark", "*u8 i32 i32 i32 *u8 *i32", {"num": 1}, True),
+        ("_collect", "*u8 i32 i32 i32 *u8 *i64 *u8", {"num": 1}, True),
+        ("_decode", "*u8 *u8 *u8 *i64 *u8 i32 i32 i32", {"num": 1, "WIDTH": 0, "PLAN": "plan", "MASKED": True}, True),
         ("_collect", "*u8 i64 i32 i32 i32 *u8 *i64 *u8", {}, True),
         ("_decode", "*u8 *u8 *u8 *i64 *u8 i64 i32 i32 i32", {"WIDTH": 3, "PLAN": "plan", "MASKED": True}, True),
     ],
@@ -59,16 +64,25 @@ CASES = {
     "quantiser": [
         ("_quantise", f"*fp32 {ROWS} i32 *i32 *i32", {"TILE": 256}, False),
         ("_quantise", f"*fp64 {ROWS} i32 *i32 *i32", {"TILE": 64}, False),
+        ("_quantise", "*fp32 *i64 i64 i64 i64 i32 *i32 *i32", {"size": 1, "num": 1, "TILE": 1}, False),
+        ("_list", "*fp64 *i64 i64 i64 i64 *i32 *i64 *i64 i32", {"size": 1, "num": 1, "TILE": 1}, False),
         ("_list", f"*fp32 {ROWS} *i32 *i64 *i64 i32", {"TILE": 256}, False),
         ("_dequantise", "*i32 *i64 i32 i64 i32 *fp32 i64", {"TILE": 256}, False),
+        ("_dequantise", "*i32 *i64 i64 i32 *fp32", {"num": 1, "size": 1, "TILE": 1}, False),
+        ("_dequantise_exp2", "*i32 *i64 i64 i32 *fp32", {"num": 1, "size": 1, "TILE": 1}, False),
         ("_dequantise_exp2", "*i32 *i64 i32 i64 i32 *fp64 i64", {"TILE": 256}, False),
     ],
     "predictor": [
         ("_fill", "*i32 i32 i32 i32", {"LINEAR": False, "SIZE": 2}, True),
         ("_fill", "*i32 i32 i32 i32", {"LINEAR": True, "SIZE": 8}, True),
+        ("_fill", "*i32", {**dict.fromkeys(("num", "rows_per_plane", "lane"), 1), "LINEAR": False, "SIZE": 2}, True),
         ("_encode", "*i32 *i32 i32 i32 i32 *i32 *i32 i32", {"TAPS": 22, "TILE": 256}, True),
+        ("_encode", "*i32 *i32 *i32 *i32", {**ONES, "TAPS": 9, "TILE": 1}, True),
         ("_sum_columns", "*i32 i32 i32 i32 i32 i32", {"TILE": 64}, True),
+        ("_sum_columns", "*i32 i32 i32 i32 i32", {"num": 1, "TILE": 64}, True),
         ("_sum_within", "*i32 i32 i32 *i32", {"TILE": 512, "LANES": 1}, True),
+        ("_sum_within", "*i32 i32 *i32", {"lane": 1, "TILE": 64, "LANES": 1}, True),
+        ("_sum_within", "*i32 *i32", {"num": 1, "lane": 1, "TILE": 1, "LANES": 1}, True),
         ("_sum_within", "*i32 i32 i32 *i32", {"TILE": 256, "LANES": 4}, True),
     ],
 }
