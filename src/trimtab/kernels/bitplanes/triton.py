@@ -26,10 +26,7 @@ __all__ = ["decode_chunks", "encode_chunks", "plane_bytes", "survey"]
 _STRIDE = tl.constexpr(BLOCK // LANES)
 _WORDS = tl.constexpr(BLOCK // LANES // 4)  # 32-bit words of a whole block's plane
 _LANES = tl.constexpr(LANES)
-_LOW = tl.constexpr(0x01010101)  # the lowest bit of each byte of a word
-_TOP = tl.constexpr(0x80808080)
-_REST = tl.constexpr(0x7F7F7F7F)
-_ALL = tl.constexpr(0xFFFFFFFF)
+_LOW, _TOP, _REST, _ALL = (tl.constexpr(bits * 0x01010101) for bits in (1, 0x80, 0x7F, 0xFF))  # of each byte of a word
 _ALIGNMENT = 16
 
 
