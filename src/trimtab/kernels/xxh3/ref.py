@@ -1,4 +1,4 @@
-"""XXH3-64 digests of pieces of equal size, by the xxhash library: the specification."""
+"""XXH3-64 digests of pieces of equal size, of which an entry's checksum is made: those of the xxhash library."""
 
 from __future__ import annotations
 
