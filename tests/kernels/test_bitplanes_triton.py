@@ -151,3 +151,18 @@ def test_a_table_beyond_its_chunks_is_refused() -> None:
     signs, planes, tails, _ = by_reference(halves, *codes)
     for table in ([[101, 0]], [[2**32 - 1, 0]], [[3, 4]]):
         assert not decoded(100, signs, planes, tails, np.array(table), *codes)[0]
+
+
+@pytest.mark.parametrize("level", ["array", "list"])
+def test_codes_past_the_end_are_refused(level: str) -> None:
+    """A code where there is no element, which no count contradicts."""
+    halves = np.full(4097, 121 << 7, np.uint16)
+    halves[::400] = 100 << 7  # 11 escapes
+    codes = (121, 3, 2, np.array([21, 22, 23, *range(100, 112)], np.uint8))
+    signs, planes, tails, table = by_reference(halves, *codes)
+    assert table.tolist() == [[11, 0]]
+    assert decoded(halves.size, signs, planes, tails, table, *codes)[0]
+    # the lowest plane of a block with one byte (array), or two (list): the last lane has no code there
+    changed, at = (planes, 3 * 512) if level == "array" else (tails, 1)
+    changed[at] |= 0x80
+    assert not decoded(halves.size, signs, planes, tails, table, *codes)[0]
