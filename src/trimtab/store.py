@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from trimtab.arrays import Array, as_numpy, as_torch
+from trimtab.arrays import Array, as_numpy, as_torch, dtype_of, is_torch, torch_device
 from trimtab.bounds import Bound, Lossless
-from trimtab.codecs import Codec, make_codec
+from trimtab.codecs import ENEC, Codec, make_codec
+from trimtab.codecs.enec_device import tensor_digests
 from trimtab.dtypes import FLOATS, dtype_name
 from trimtab.errors import BoundError, Corrupt, NewerVersion, UnknownCodec, UsageError
 from trimtab.files import Reader, Writer, checksum, to_bytes
 from trimtab.packed import Header, Packed, digest
+
+if TYPE_CHECKING:
+    import torch
 
 Framework = Literal["np", "pt"]
 """What comes back: NumPy arrays or PyTorch tensors, in the words of the safetensors library."""
@@ -40,7 +44,7 @@ def compress(x: Array, bound: Bound = Lossless(), *, codec: Codec | None = None,
     >>> tt.Rel(1e-3).allows(x, tt.decompress(blob))
     True
     """
-    return to_bytes(*encode(as_numpy(x), bound, codec, level))
+    return to_bytes(*encode(x, bound, codec, level))
 
 
 def decompress(
@@ -48,17 +52,26 @@ def decompress(
     *,
     out: np.ndarray | None = None,
     framework: Framework = "np",
+    device: str | torch.device | None = None,
 ) -> Array:
     """Return the array that `compress` packed; `out`, a C-contiguous NumPy array, receives it where given.
 
+    With `device`, it is a torch tensor there: bfloat16 weights are unpacked on a CUDA device, the rest on the host.
+
     Raises:
+        BackendUnavailable: there is no such device.
         FormatError: the bytes are damaged, or not what `compress` returns.
         ShapeError: `out` does not fit.
     """
     reader = Reader(blob)
     if len(reader) != 1:
         raise UsageError(f"the file has {len(reader)} entries; read it with trimtab.load(path)")
-    return as_framework(decode(reader, next(iter(reader)), out=out), framework)
+    name = next(iter(reader))
+    if device is not None:
+        if out is not None:
+            raise UsageError("out is a NumPy array and device asks for a tensor there; give one of them")
+        return decode_to(reader, name, torch_device(device))
+    return as_framework(decode(reader, name, out=out), framework)
 
 
 def save(
@@ -88,18 +101,22 @@ def save(
         raise UsageError(f"save takes a mapping of names to arrays, got {type(tensors).__name__}; pass {{'x': array}}")
     with Writer(path, metadata=metadata) as writer:
         for name, x in tensors.items():
-            array = as_numpy(x)
-            writer.add(name, *encode(array, *for_dtype(array.dtype, bound, codec, level)))
+            writer.add(name, *encode(x, *for_dtype(dtype_of(x), bound, codec, level)))
 
 
-def load(path: str | os.PathLike[str], *, framework: Framework = "np") -> Tensors:
+def load(
+    path: str | os.PathLike[str], *, framework: Framework = "np", device: str | torch.device | None = None
+) -> Tensors:
     """Open a packed file as a mapping whose arrays are decoded when they are asked for.
 
+    With `device`, they are torch tensors there, as from `decompress`.
+
     Raises:
+        BackendUnavailable: there is no such device.
         FormatError: it is not a packed file, or its header is damaged.
         FileNotFoundError: there is no such file.
     """
-    return Tensors(Reader(path), framework)
+    return Tensors(Reader(path), framework, None if device is None else torch_device(device))
 
 
 class Tensors(Mapping[str, Array]):
@@ -108,11 +125,14 @@ class Tensors(Mapping[str, Array]):
     A model's ``load_state_dict`` takes it as it is.
     """
 
-    def __init__(self, reader: Reader, framework: Framework = "np") -> None:
+    def __init__(self, reader: Reader, framework: Framework = "np", device: torch.device | None = None) -> None:
         self.reader = reader
         self.framework = _checked(framework)
+        self.device = device
 
     def __getitem__(self, name: str) -> Array:
+        if self.device is not None:
+            return decode_to(self.reader, name, self.device)
         return as_framework(decode(self.reader, name), self.framework)
 
     def __iter__(self) -> Iterator[str]:
@@ -146,14 +166,21 @@ class Tensors(Mapping[str, Array]):
 
 
 def encode(
-    x: np.ndarray, bound: Bound = Lossless(), codec: Codec | None = None, level: Level | None = None
+    x: Array, bound: Bound = Lossless(), codec: Codec | None = None, level: Level | None = None
 ) -> tuple[Packed, str]:
     """Return `x` packed and the checksum of what a decoder will return; parameters and errors as in `compress`."""
     if not isinstance(bound, Bound):
         raise BoundError(f"expected a bound such as Rel(1e-3), Abs(0.1) or Lossless(), got {bound!r}")
     _check_choice(codec, level)
-    packed = (codec or codec_for(x.dtype, bound, level)).encode(x, bound)
-    return packed, checksum(packed.digests or [digest(x)])
+    codec = codec or codec_for(dtype_of(x), bound, level)
+    if isinstance(codec, ENEC) and is_torch(x):
+        there = codec.encode_tensor(x, bound)
+        if there is not None:
+            return there, checksum(tensor_digests(x))
+    array = as_numpy(x)
+    packed = codec.encode(array, bound)
+    pieces = make_codec(packed.header.codec).pieces(array)
+    return packed, checksum(packed.digests or [digest(piece) for piece in pieces])
 
 
 def decode(reader: Reader, name: str, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -163,15 +190,33 @@ def decode(reader: Reader, name: str, *, out: np.ndarray | None = None) -> np.nd
         Corrupt: the buffers or the decoded elements are not those that were written.
         NewerVersion: this version has no such codec.
     """
+    packed, codec = _entry(reader, name)
+    y = codec.decode(packed, out=out)
+    _check([digest(piece) for piece in codec.pieces(y)], reader, name)
+    return y
+
+
+def decode_to(reader: Reader, name: str, device: torch.device) -> torch.Tensor:
+    """Decode one entry of a packed file into a tensor on `device`, there if its codec can, and check it as `decode`."""
+    packed, codec = _entry(reader, name)
+    y = codec.decode_tensor(packed, device) if isinstance(codec, ENEC) else None
+    if y is None:
+        return as_torch(decode(reader, name)).to(device)
+    _check(tensor_digests(y), reader, name)
+    return y
+
+
+def _entry(reader: Reader, name: str) -> tuple[Packed, Codec]:
     packed = reader.packed(name)
     try:
-        codec = make_codec(packed.header.codec)
+        return packed, make_codec(packed.header.codec)
     except UnknownCodec as error:
         raise NewerVersion(str(error)) from None
-    y = codec.decode(packed, out=out)
-    if checksum([digest(piece) for piece in codec.pieces(y)]) != reader.checksum(name):
+
+
+def _check(digests: list[int], reader: Reader, name: str) -> None:
+    if checksum(digests) != reader.checksum(name):
         raise Corrupt(f"the checksum of entry {name!r} does not match: the file was damaged")
-    return y
 
 
 def codec_for(dtype: np.dtype, bound: Bound = Lossless(), level: Level | None = None) -> Codec:

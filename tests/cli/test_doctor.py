@@ -6,11 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from trimtab import __version__, kernels
 from trimtab.papers import load_papers
+
+FOLDER = Path(kernels.__file__).parent
+DEVICE_OPERATIONS = sorted(path.parent.name for path in FOLDER.glob("*/triton.py"))
 
 
 def test_a_healthy_machine(trimtab, monkeypatch):
@@ -39,6 +43,25 @@ def test_why_another_back_end_runs(trimtab, monkeypatch):
     report = json.loads(trimtab("doctor", "--json").stdout)
     assert {(row["back_end"], row["note"]) for row in report["kernels"]} == {("ref", "TRIMTAB_BACKEND asks for it")}
     assert report["threads"] == {"used": 3, "set_by": "TRIMTAB_NUM_THREADS"}
+
+
+def test_what_serves_cuda_tensors(trimtab, monkeypatch):
+    import torch
+
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.delenv("TRIMTAB_BACKEND", raising=False)
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    pytest.importorskip("triton")
+    assert "none: torch" in trimtab("doctor").stdout
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    device = json.loads(trimtab("doctor", "--json").stdout)["device"]
+    assert device == {"back_end": "triton", "note": f"a card; {', '.join(DEVICE_OPERATIONS)}"}
+    monkeypatch.setenv("TRIMTAB_BACKEND", "numba")
+    device = json.loads(trimtab("doctor", "--json").stdout)["device"]
+    assert device["back_end"] is None
+    assert "TRIMTAB_BACKEND asks for another" in device["note"]
 
 
 def test_what_does_not_work_is_a_no(trimtab, monkeypatch):

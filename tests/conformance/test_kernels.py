@@ -61,6 +61,21 @@ def test_references_are_numpy(operation):
     assert not [line for line in imports if "numba" in line or "jit" in line]
 
 
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*/triton.py")), ids=lambda path: path.parent.name)
+def test_device_twins_stand_beside_a_reference(path):
+    """What they share with it has the same parameters; what they add, for many pieces at once, says what it is."""
+    tree = ast.parse(path.read_text())
+    kernels_of_triton = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list]
+    assert kernels_of_triton
+    assert all(node.name.startswith("_") for node in kernels_of_triton)
+    reference = importlib.import_module(f"trimtab.kernels.{path.parent.name}.ref")
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            twin = getattr(reference, node.name, None)
+            assert twin is None or parameters(twin) == [argument.arg for argument in node.args.args], node.name
+            assert ast.get_docstring(node)
+
+
 def test_functions_are_documented():
     for operation in kernels.operations():
         with kernels.backend("ref"):

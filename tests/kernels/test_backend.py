@@ -25,7 +25,7 @@ def test_environment_variable_forces(monkeypatch):
 
 
 def test_unknown_back_end_names_the_known_ones(monkeypatch):
-    with pytest.raises(UsageError, match="'cuda'; expected one of numba, ref"), kernels.backend("cuda"):
+    with pytest.raises(UsageError, match="'cuda'; expected one of numba, ref, triton"), kernels.backend("cuda"):
         pass
     monkeypatch.setenv("TRIMTAB_BACKEND", "cuda")
     with pytest.raises(UsageError, match="'cuda'"):
@@ -44,6 +44,34 @@ def test_broken_back_end_warns_once_and_falls_back(monkeypatch):
             kernels.load("huffman")
     finally:
         mechanism._best.cache_clear()
+        mechanism._try_load.cache_clear()
+
+
+def test_triton_serves_tensors_alone(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert kernels.load_for("bitplanes", "cpu") is None
+    with kernels.backend("triton"):
+        assert kernels.load("bitplanes").__name__.endswith(".numba")
+        pytest.importorskip("triton")
+        assert kernels.load_for("bitplanes", "cpu").__name__.endswith(".triton")
+        with pytest.raises(BackendUnavailable, match="'triton' cannot run kernel 'huffman'"):
+            kernels.load_for("huffman", "cpu")
+        monkeypatch.setenv("TRITON_INTERPRET", "0")
+        assert kernels.load_for("bitplanes", "cpu") is None
+    with kernels.backend("ref"):
+        assert kernels.load_for("bitplanes", "cuda") is None
+
+
+def test_missing_triton_is_told_once(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trimtab.kernels.bitplanes.triton", None)
+    mechanism._on_device.cache_clear()
+    mechanism._try_load.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="copied to the host for kernel 'bitplanes'"):
+            assert kernels.load_for("bitplanes", "cuda") is None
+        assert kernels.load_for("bitplanes", "cuda") is None
+    finally:
+        mechanism._on_device.cache_clear()
         mechanism._try_load.cache_clear()
 
 

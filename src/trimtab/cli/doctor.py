@@ -20,6 +20,7 @@ from trimtab.cli.output import print_json, print_table
 _NEEDED = ("numpy", "numba", "msgspec", "safetensors", "xxhash", "zstandard", "ml_dtypes", "click", "rich")
 _OPTIONAL = {
     "torch": "torch",
+    "triton": "gpu",
     "h5py": "hdf5",
     "zarr": "zarr",
     "numcodecs": "zarr",
@@ -58,6 +59,7 @@ def verb(warm: bool, as_json: bool) -> int:
         "machine": machine(),
         "threads": {"used": num_threads(), "set_by": _threads_set_by()},
         "kernels": kernels,
+        "device": _device(packages),
         "cache": _cache(),
         "executable": sys.executable,
     }
@@ -111,7 +113,7 @@ def _why(operation: str, chosen: str, forced: str | None) -> str:
     from trimtab.errors import BackendUnavailable
     from trimtab.kernels.backend import BACKENDS
 
-    if forced:
+    if forced == chosen:
         return "TRIMTAB_BACKEND asks for it"
     if chosen == BACKENDS[0]:
         return "the fastest there is"
@@ -121,6 +123,34 @@ def _why(operation: str, chosen: str, forced: str | None) -> str:
     except BackendUnavailable as error:
         return str(error)
     raise AssertionError("the better back end works, and was not chosen")
+
+
+def _device(packages: dict[str, str]) -> dict[str, Any]:
+    """Return what works on CUDA tensors, or why nothing does."""
+    for package in ("torch", "triton"):
+        if package not in packages:
+            return {"back_end": None, "note": f"{package} is missing; pip install 'trimtab[gpu]'"}
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"back_end": None, "note": f"torch {torch.__version__} finds no CUDA device"}
+    from trimtab import kernels
+    from trimtab.errors import TrimtabError
+
+    served = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for operation in kernels.operations():
+                package = importlib.util.find_spec(f"trimtab.kernels.{operation}.triton")
+                if package is not None and kernels.load_for(operation, "cuda") is not None:
+                    served.append(operation)
+    except TrimtabError as error:
+        return {"back_end": None, "note": str(error)}
+    name = torch.cuda.get_device_name()
+    if not served:
+        return {"back_end": None, "note": f"{name}; triton does not work, or TRIMTAB_BACKEND asks for another back end"}
+    return {"back_end": "triton", "note": f"{name}; {', '.join(served)}"}
 
 
 def _cached(operation: str) -> dict[Path, int]:
@@ -170,7 +200,8 @@ def _print(report: dict[str, Any]) -> None:
     click.echo(f"machine   {machine['processor']}, {machine['num_cores']} cores, {machine['memory_gib']} GiB, {sets}")
     click.echo(f"python    {report['versions']['python']} at {report['executable']}")
     click.echo(f"threads   {report['threads']['used']}, set by {report['threads']['set_by']}")
-    click.echo(f"cache     {report['cache']['folder']}: {report['cache']['note']}\n")
+    click.echo(f"cache     {report['cache']['folder']}: {report['cache']['note']}")
+    click.echo(f"device    {report['device']['back_end'] or 'none'}: {report['device']['note']}\n")
     rows = [
         (
             row["kernel"],

@@ -66,14 +66,15 @@ params: ``base`` and ``span``. Chunks are 2**18 elements, the last one shorter.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import msgspec
 import numpy as np
 
 from trimtab.bounds import Bound, Lossless
 from trimtab.codecs.codec import describe
-from trimtab.codecs.enec_escape import EscapeParams, encode_escape, escape_decoder
+from trimtab.codecs.enec_device import decode_escape_tensor, encode_escape_tensor
+from trimtab.codecs.enec_escape import CHUNK, EscapeParams, encode_escape, escape_decoder
 from trimtab.codecs.enec_halving import (
     HalvingParams,
     check_published,
@@ -94,6 +95,9 @@ from trimtab.codecs.raw import Raw
 from trimtab.dtypes import dtype_name, numpy_dtype
 from trimtab.errors import Corrupt
 from trimtab.packed import Header, Packed
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["ENEC", "HalvingParams", "published_bits", "search_params", "unmasked_groups"]
 
@@ -185,6 +189,39 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             flat[...] = target
         return y
 
+    def encode_tensor(self, x: torch.Tensor, bound: Bound = Lossless()) -> Packed | None:
+        """Pack a bfloat16 tensor on its device into what `encode` returns, or return None where that is for the host.
+
+        The device works in mode "escape", if it has kernels, and on weights that suit this layout.
+        """
+        if self.mode != "fast" or str(x.dtype) != "torch.bfloat16" or x.numel() < _SMALL:
+            return None
+        encoded = encode_escape_tensor(x)
+        if encoded is None:
+            return None
+        params, buffers = encoded
+        if sum(buffer.numel() for buffer in buffers.values()) + _OVERHEAD >= x.nbytes:
+            return None
+        header = Header(
+            codec=describe(self),
+            bound=bound,
+            dtype="bfloat16",
+            shape=tuple(x.shape),
+            params=msgspec.to_builtins(params),
+        )
+        return Packed(header, {name: buffer.cpu().numpy() for name, buffer in buffers.items()})
+
+    def decode_tensor(self, packed: Packed, device: torch.device) -> torch.Tensor | None:
+        """Unpack on a device what `encode` returned, or return None where that is for the host.
+
+        Raises:
+            Corrupt: params or buffers contradict each other.
+        """
+        if packed.header.params.get("layout") != "escape" or packed.header.num_elements == 0:
+            return None
+        return decode_escape_tensor(packed, packed.params(EscapeParams), device)
+
     def pieces(self, y: np.ndarray) -> list[np.ndarray]:
-        """Return the array as its only piece."""
-        return [y]
+        """Return the chunks of 2**18 elements, in C order."""
+        flat = y.reshape(-1)
+        return [flat[start : start + CHUNK] for start in range(0, max(flat.size, 1), CHUNK)]

@@ -10,6 +10,7 @@ import numpy as np
 
 from trimtab import kernels
 from trimtab.errors import Corrupt
+from trimtab.kernels.bitplanes.ref import plane_bytes
 from trimtab.packed import Packed
 
 CHUNK = 1 << 18
@@ -32,19 +33,16 @@ class EscapeParams(
 
 
 def encode_escape(x: np.ndarray) -> tuple[EscapeParams, dict[str, np.ndarray]] | None:
-    """Encode flat contiguous bfloat16 elements; None where this layout does not suit them.
-
-    It suits trained weights: no exponent holds more than half of a sample, and the sample shrinks.
-    """
+    """Encode flat contiguous bfloat16 elements; None where this layout does not suit them."""
     bitplanes = kernels.load("bitplanes")
     halves = x.view(np.uint16)
     counts = np.empty(256, np.int64)
     bitplanes.survey(halves, sampling_step(halves.size), counts)
-    listed = np.empty(_MAX_LISTED, np.uint8)
-    base, width, next_width, price = bitplanes.choose(counts, listed)
-    num_sampled = int(counts.sum())
-    if 2 * int(counts.max()) > num_sampled or price > 31 * num_sampled:  # price: quarter bits, 32 a byte
+    chosen = choose_codes(counts)
+    if chosen is None:
         return None
+    params, listed = chosen
+    base, width, next_width = params.base, params.width, params.next_width
     num_planes = bitplanes.plane_bytes(halves.size, width)
     fixed = np.empty(halves.size + num_planes, np.uint8)
     signs, planes = fixed[: halves.size], fixed[halves.size :]
@@ -66,7 +64,20 @@ def encode_escape(x: np.ndarray) -> tuple[EscapeParams, dict[str, np.ndarray]] |
 
     kernels.for_each(encode_chunks, -(-num_chunks // _CHUNKS_A_THREAD))
     escapes = np.concatenate([listed[: (1 << next_width) - 1], table.view(np.uint8).reshape(-1), *tails])
-    return EscapeParams(base=base, width=width, next_width=next_width), {"fixed": fixed, "escapes": escapes}
+    return params, {"fixed": fixed, "escapes": escapes}
+
+
+def choose_codes(counts: np.ndarray) -> tuple[EscapeParams, np.ndarray] | None:
+    """Return the cheapest codes for the exponent counts of a sample, and the distances (uint8[15]) of the second one.
+
+    None where this layout does not suit: an exponent holds more than half of the sample, or the sample does not shrink.
+    """
+    listed = np.empty(_MAX_LISTED, np.uint8)
+    base, width, next_width, price = kernels.load("bitplanes").choose(counts, listed)
+    num_sampled = int(counts.sum())
+    if 2 * int(counts.max()) > num_sampled or price > 31 * num_sampled:  # price: quarter bits, 32 a byte
+        return None
+    return EscapeParams(base=base, width=width, next_width=next_width), listed
 
 
 def escape_decoder(packed: Packed, params: EscapeParams) -> Callable[[np.ndarray], None]:
@@ -84,18 +95,8 @@ def escape_decoder(packed: Packed, params: EscapeParams) -> Callable[[np.ndarray
     fixed = packed.buffer("fixed", "uint8", num_halves + num_planes)
     escapes = packed.buffer("escapes")
     signs, planes = fixed[:num_halves], fixed[num_halves:]
-    num_chunks = -(-num_halves // CHUNK)
-    num_listed = (1 << next_width) - 1
-    table_end = num_listed + 8 * num_chunks
-    if escapes.size < table_end:
-        raise Corrupt(f"buffer 'escapes' holds {escapes.size} bytes; its table alone takes {table_end}")
-    listed = escapes[:num_listed]
-    table = np.frombuffer(escapes[num_listed:table_end].tobytes(), "<u4").reshape(num_chunks, 2).tolist()
-    bounds = [table_end]
-    for num_escapes, num_raw in table:
-        bounds.append(bounds[-1] + bitplanes.plane_bytes(num_escapes, next_width) + num_raw)
-    if bounds[-1] != escapes.size:
-        raise Corrupt(f"the chunks of buffer 'escapes' end at byte {bounds[-1]} of {escapes.size}")
+    listed, table, bounds = read_table(escapes, num_halves, next_width)
+    num_chunks = len(table)
 
     def decode(y: np.ndarray) -> None:
         halves = y.view(np.uint16)
@@ -121,6 +122,28 @@ def escape_decoder(packed: Packed, params: EscapeParams) -> Callable[[np.ndarray
         kernels.for_each(decode_chunks, -(-num_chunks // _CHUNKS_A_THREAD))
 
     return decode
+
+
+def read_table(
+    escapes: np.ndarray, num_elements: int, next_width: int
+) -> tuple[np.ndarray, list[list[int]], list[int]]:
+    """Return the listed distances, each chunk's [escapes, unlisted ones], and where the chunks start and end.
+
+    Raises:
+        Corrupt: the buffer has no room for the table, or does not end where the table says.
+    """
+    num_chunks = -(-num_elements // CHUNK)
+    num_listed = (1 << next_width) - 1
+    table_end = num_listed + 8 * num_chunks
+    if escapes.size < table_end:
+        raise Corrupt(f"buffer 'escapes' holds {escapes.size} bytes; its table alone takes {table_end}")
+    table = np.frombuffer(escapes[num_listed:table_end].tobytes(), "<u4").reshape(num_chunks, 2).tolist()
+    bounds = [table_end]
+    for num_escapes, num_raw in table:
+        bounds.append(bounds[-1] + plane_bytes(num_escapes, next_width) + num_raw)
+    if bounds[-1] != escapes.size:
+        raise Corrupt(f"the chunks of buffer 'escapes' end at byte {bounds[-1]} of {escapes.size}")
+    return escapes[:num_listed], table, bounds
 
 
 def sampling_step(num_elements: int) -> int:

@@ -15,14 +15,20 @@ from types import ModuleType
 from trimtab.errors import BackendUnavailable, UsageError
 
 BACKENDS = ("numba", "ref")
-"""Best first."""
+"""For NumPy arrays, best first."""
+
+DEVICE_BACKEND = "triton"
+"""For torch tensors, on the device where they are."""
 
 _forced: ContextVar[str | None] = ContextVar("trimtab_backend", default=None)
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Force the kernels that run inside the ``with`` block: ``"numba"`` or ``"ref"``.
+    """Force the kernels that run inside the ``with`` block: ``"numba"``, ``"ref"`` or ``"triton"``.
+
+    ``"triton"`` serves torch tensors alone, on CUDA or, with TRITON_INTERPRET=1, on the CPU; NumPy arrays are left to
+    the best of the others. The others serve CUDA tensors too, which are then copied to the host.
 
     Raises:
         UsageError: there is no back end of that name.
@@ -53,13 +59,25 @@ def load(operation: str) -> ModuleType:
     Raises:
         BackendUnavailable: the forced back end cannot run here.
     """
-    forced = _forced.get() or os.environ.get("TRIMTAB_BACKEND")
-    if forced:
-        module, reason = _try_load(operation, _checked(forced))
-        if module is None:
-            raise BackendUnavailable(f"back end {forced!r} cannot run kernel {operation!r}: {reason}")
-        return module
+    forced = _forced_name()
+    if forced and forced != DEVICE_BACKEND:
+        return _must_load(operation, forced)
     return _best(operation)
+
+
+def load_for(operation: str, device: str) -> ModuleType | None:
+    """Return the Triton twin, if it is to run `operation` on torch tensors of this device type, else None.
+
+    It runs on CUDA unless another back end is forced. Under TRITON_INTERPRET=1 it runs on the CPU where it is forced.
+    One that does not work is named once in a warning, with the reason.
+
+    Raises:
+        BackendUnavailable: it is forced, and cannot run here.
+    """
+    forced = _forced_name()
+    if forced == DEVICE_BACKEND and (device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
+        return _must_load(operation, forced)
+    return _on_device(operation) if device == "cuda" and not forced else None
 
 
 @cache
@@ -73,6 +91,21 @@ def _best(operation: str) -> ModuleType:
 
 
 @cache
+def _on_device(operation: str) -> ModuleType | None:
+    module, reason = _try_load(operation, DEVICE_BACKEND)
+    if module is None:
+        warnings.warn(f"CUDA tensors are copied to the host for kernel {operation!r}: {reason}", stacklevel=3)
+    return module
+
+
+def _must_load(operation: str, name: str) -> ModuleType:
+    module, reason = _try_load(operation, name)
+    if module is None:
+        raise BackendUnavailable(f"back end {name!r} cannot run kernel {operation!r}: {reason}")
+    return module
+
+
+@cache
 def _try_load(operation: str, name: str) -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module(f"trimtab.kernels.{operation}.{name}"), ""
@@ -80,7 +113,13 @@ def _try_load(operation: str, name: str) -> tuple[ModuleType | None, str]:
         return None, str(error)
 
 
+def _forced_name() -> str | None:
+    name = _forced.get() or os.environ.get("TRIMTAB_BACKEND")
+    return _checked(name) if name else None
+
+
 def _checked(name: str) -> str:
-    if name not in BACKENDS:
-        raise UsageError(f"unknown back end {name!r}; expected one of {', '.join(BACKENDS)}")
+    names = (*BACKENDS, DEVICE_BACKEND)
+    if name not in names:
+        raise UsageError(f"unknown back end {name!r}; expected one of {', '.join(names)}")
     return name
