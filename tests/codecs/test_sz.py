@@ -189,7 +189,7 @@ def test_refusals():
     with pytest.raises(BoundError, match="ENEC"):
         SZ().encode(wave((100,)), Lossless())
     with pytest.raises(ShapeError, match="astype"):
-        SZ().encode(np.arange(100), Abs(1.0))
+        SZ().encode(np.zeros(100, bool), Abs(1.0))
 
 
 def broken(packed: Packed, header: dict[str, object] | None = None, **buffers: np.ndarray) -> Packed:
@@ -237,7 +237,12 @@ def test_damage_raises_only_format_errors(bound, level):
         {"scale": "linear", "step": 1e999},
     ):
         assert attempt(broken(packed, {"params": params}))
-    assert attempt(broken(packed, {"dtype": "int32"}))
+    for lie in ({"scale": "linear", "step": 1.0, "offset": 1}, {"scale": "linear", "step": 1.0, "offset": 2**63}):
+        assert attempt(broken(packed, {"params": lie}))
+    assert attempt(broken(packed, {"dtype": "int32", "params": {"scale": "log2", "step": 1.0}}))
+    for step, offset in ((1.0, 0), (1e300, 2**63 - 1), (0.3, -(2**63))):
+        attempt(broken(packed, {"dtype": "int32", "params": {"scale": "linear", "step": step, "offset": offset}}))
+    assert attempt(broken(packed, {"dtype": "bool"}))
     attempt(broken(packed, {"dtype": "float64"}))
     attempt(broken(packed, {"dtype": "float16"}))
 
