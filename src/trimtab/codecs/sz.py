@@ -8,17 +8,20 @@ miss the bound, NaN and infinities are kept as they are. Differences from the pu
   regression over blocks; Lorenzo stays in where it is as good;
 - tabled asymmetric numeral systems with contexts, where SZ takes Huffman coding and zstd: they do not stop at a bit a
   value;
-- where a sample of the elements are whole multiples of a power of two that is at least twice the bound (integers kept
-  as floats, say), that is the step, and nothing is lost;
+- where a sample of the elements are whole multiples of a number g (integers, or floats that hold such), the step is a
+  whole odd multiple of g, for an error limit e about g (2 floor(e / g) + 1): g itself, and nothing is lost, for e < g;
+- integers are taken as they are: of those beyond the quantiser's reach an offset is taken first;
 - four axes and more are predicted as three, the leading ones joined: the eight rounding errors that the fourth axis
   adds to a Lorenzo prediction cost more than it tells, except on very smooth fields;
 - PSNR is measured and the step corrected, where SZ relies on an assumed distribution of errors;
-- the point-wise relative bound quantises log2 of the magnitude.
+- the point-wise relative bound quantises log2 of the magnitude, in steps as wide as the two sides of the bound allow
+  together; signs and zeros are coded in contexts. Of integers it becomes the error limit of the smallest one but zero.
 
 The entry
 =========
 Arrays below 64 elements, and those that would not shrink by a tenth, are stored by codec "enec" (or "raw").
-Numbers are little-endian. params: ``scale``, "linear" or "log2", and ``step``, a positive float64.
+Numbers are little-endian. params: ``scale``, "linear" or "log2", the latter for floats only; ``step``, a positive
+float64; and for integers ``offset``, an int64, where it is not 0.
 
 The array is folded and cut into tiles (`trimtab.codecs.tiling`): axes of length 1 vanish; a last axis shorter than 16
 joins the one before it, and its length is the lane (else 1); leading axes join until three are left. The axis with the
@@ -40,16 +43,18 @@ a plane the last two of three.
   - E bytes: extra bits (`trimtab.kernels.tokens` defines how both give the residuals, in C order)
   - gaps: K uint32, the first outlier's position in the tile in C order, then differences to the one before
   - values: K elements as they are
-  - signs, zeros: with scale "log2", bitmaps of the tile in C order, most significant bit first, padded to a byte;
-    absent where no bit is set
+  - signs, zeros: with scale "log2", a mask of the tile's elements; absent where no bit is set. Else uint8 coding, and a
+    block as above of one token for four bits of a row, most significant bit first; a row, padded to a multiple of eight
+    bits, is exclusive-ored with the one before
 
-  Gaps, values, signs and zeros are each a zstd frame that states its content size; they have no bytes where they are
-  empty.
+  Gaps and values are each a zstd frame that states its content size; they have no bytes where they are empty.
 
-With q an integer of the tile, an element is q x step in float64, rounded to the array's dtype, for 2-byte dtypes by way
-of float32. With scale "log2" it is 2^(q step) (`trimtab.kernels.quantiser` defines this to the bit), rounded likewise
-to float32 or float64, then zero where its bit in zeros is set, then negated where that in signs is set, then rounded
-to a 2-byte dtype. Outliers are put in last.
+With q an integer of the tile, an element of floats is q x step in float64, rounded to the array's dtype, for 2-byte
+dtypes by way of float32. With scale "log2" it is 2^(q step) (`trimtab.kernels.quantiser` defines this to the bit),
+rounded likewise to float32 or float64, then zero where its bit in zeros is set, then negated where that in signs is
+set, then rounded to a 2-byte dtype. An integer element is q x step in float64, held within -2^50 and 2^50, rounded to
+the nearest integer, ties to even, plus the offset modulo 2^64, and, where it has fewer than 64 bits, held within the
+range of its dtype. Outliers are put in last.
 """
 
 from __future__ import annotations
@@ -78,7 +83,7 @@ _WORTH = 0.9  # packed arrays are at most this part of the plain ones
 
 
 class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="id", tag="sz"):
-    """Pack floating-point arrays within an error bound that is verified on every element.
+    """Pack arrays of floats or integers within an error bound that is verified on every element.
 
     Level "fast" predicts with Lorenzo's weights and codes with Huffman's; "balanced" fits the weights to the data and
     codes in contexts, for a better ratio. Both levels are decoded alike.

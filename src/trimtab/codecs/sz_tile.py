@@ -68,7 +68,7 @@ class TileCoder:
         extra_size = coder.encode(residual, 0, tokens, extra)
         coding, block = encode_tokens(tokens, tile.context_distance, level)
         gaps = np.diff(outliers, prepend=np.uint32(0)).astype("<u4")
-        packed = [_deflate(section) for section in (gaps, values, signs, zeros)]
+        packed = [_deflate(gaps), _deflate(values), self._encode_mask(signs, level), self._encode_mask(zeros, level)]
         head = _HEAD.pack(shift, coding, block.size, extra_size, outliers.size, *map(len, packed))
         sections = [head + weights.astype("<i2").tobytes(), block, extra[:extra_size], *packed]
         return np.concatenate([np.frombuffer(section, np.uint8) for section in sections]), digest(y)
@@ -104,9 +104,8 @@ class TileCoder:
         elif self.scale == "linear" and flat.dtype.itemsize > 2:
             quantiser.dequantise(q, tile.starts(), self.step, tile.margin, tile.clip(flat))
         else:
-            bitmap_size = (tile.num_elements + 7) // 8
-            signs, zeros = (_inflate(mask, "u1", bitmap_size if mask.size else 0) for mask in (signs, zeros))
-            tile.view(flat)[...] = self._stand_in(q, signs, zeros, flat.dtype).reshape(tile.extents)
+            masks = self._decode_mask(signs), self._decode_mask(zeros)
+            tile.view(flat)[...] = self._stand_in(q, *masks, flat.dtype).reshape(tile.extents)
         tile.put(flat, positions, _inflate(values, flat.dtype, num_outliers))
 
     def squared_error(self, flat: np.ndarray, stride: int = 1) -> tuple[float, int]:
@@ -123,11 +122,11 @@ class TileCoder:
     def quantise(
         self, flat: np.ndarray, limit: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return the integers (int32 rows with margins), the outliers' positions (uint32), sign and zero bitmaps.
+        """Return the integers (int32 rows with margins), the outliers' positions (uint32), masks of signs and zeros.
 
-        The last array is what the decoder makes of these, outliers aside: the tile's elements, flat. An outlier is an
-        element whose stand-in, in the array's own dtype, misses the limit. The bitmaps are empty where nothing is in
-        them.
+        The masks (bool as uint8) are empty where the scale needs none. The last array is what the decoder makes of all
+        this, outliers aside: the tile's elements, flat. An outlier is an element whose stand-in, in the array's own
+        dtype, misses the limit.
         """
         tile = self.tile
         quantiser = kernels.load("quantiser")
@@ -146,7 +145,7 @@ class TileCoder:
         count = quantiser.quantise_log2(
             x, starts, self.step, centre, limit, rounding, tile.margin, q, outliers, negative, zero, y
         )
-        return q, outliers[:count].copy(), _bitmap(negative), _bitmap(zero), narrowed(y, flat.dtype)
+        return q, outliers[:count].copy(), negative, zero, narrowed(y, flat.dtype)
 
     def _rows(self, flat: np.ndarray, limit: float, stride: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Return every `stride`-th row of the tile in the dtype that it is quantised in, and where in it they start.
@@ -155,7 +154,7 @@ class TileCoder:
         to an end of their range that an error of `limit` might take them beyond.
         """
         tile = self.tile
-        starts = tile.starts()[::stride]
+        starts = tile.starts()[::stride].copy()
         if flat.dtype == _WORKING_DTYPES[flat.dtype.name]:
             return tile.clip(flat), starts
         if stride == 1:
@@ -189,8 +188,41 @@ class TileCoder:
         y = np.empty(tile.num_elements, _WORKING_DTYPES[dtype.name])
         dequantise = quantiser.dequantise if self.scale == "linear" else quantiser.dequantise_exp2
         dequantise(q, tile.local_starts(), self.step, tile.margin, y)
-        quantiser.restore(y, *(np.unpackbits(mask, count=y.size if mask.size else 0) for mask in (signs, zeros)))
+        quantiser.restore(y, signs, zeros)
         return narrowed(y, dtype)
+
+    def _encode_mask(self, mask: np.ndarray, level: Level) -> bytes:
+        """Return the section of a mask: where rows differ from those before, in fours, coded as tokens are.
+
+        Nothing where no bit is set.
+        """
+        if not mask.any():
+            return b""
+        tile = self.tile
+        rows = np.zeros(tile.num_rows * tile.row_length, np.uint8)
+        rows[: mask.size] = mask
+        packed = np.packbits(rows.reshape(tile.num_rows, -1), axis=1)
+        packed[1:] ^= packed[:-1].copy()
+        coding, block = encode_tokens(
+            np.stack([packed >> 4, packed & 15], axis=2).reshape(tile.num_rows, -1), tile.context_distance, level
+        )
+        return bytes([coding]) + block.tobytes()
+
+    def _decode_mask(self, section: np.ndarray) -> np.ndarray:
+        """Return the mask (bool as uint8, one an element) in a section, empty where that is.
+
+        Raises:
+            Corrupt: it holds something else.
+        """
+        tile = self.tile
+        if not section.size:
+            return _NO_MASK
+        tokens = np.empty((tile.num_rows, (tile.row_length + 7) // 8 * 2), np.uint8)
+        decode_tokens(int(section[0]), section[1:], tile.context_distance, tokens)
+        if tokens.max() > 15:
+            raise Corrupt(f"a token of four bits is {tokens.max()}")
+        packed = np.bitwise_xor.accumulate(tokens[:, 0::2] << 4 | tokens[:, 1::2], axis=0).astype(np.uint8)
+        return np.unpackbits(packed, axis=1, count=tile.row_length).reshape(-1)[: tile.num_elements]
 
     def _decode_integers(
         self, coding: int, block: np.ndarray, extra: np.ndarray, weights: np.ndarray, shift: int
@@ -233,10 +265,6 @@ def _num_distinct(values: np.ndarray) -> int:
     """Return how many different finite values there are in a sample."""
     sample = values[:: max(values.size // 1024, 1)]
     return np.unique(sample[np.isfinite(sample)]).size
-
-
-def _bitmap(mask: np.ndarray) -> np.ndarray:
-    return np.packbits(mask) if mask.any() else _NO_MASK
 
 
 def _deflate(section: np.ndarray) -> bytes:
