@@ -372,11 +372,11 @@ def test_constant_but_for_a_few_reaches_its_psnr():
 
 def test_signs_of_a_smooth_field_cost_little():
     axes = np.meshgrid(*[np.linspace(0, 6, 64)] * 3, indexing="ij")
-    x = (np.sin(axes[0]) * np.cos(axes[1] + axes[2])).astype(np.float32)
+    x = (np.sin(axes[0] + 0.3) * np.cos(axes[1] + 0.2) + 0.7 * np.sin(axes[2])).astype(np.float32)
     assert 0.2 < (x < 0).mean() < 0.8
     for level in LEVELS:
         signed, unsigned = (SZ(level=level).encode(y, PointwiseRel(0.05)).num_bytes for y in (x, abs(x)))
-        assert 0 < signed - unsigned < 0.15 * x.size / 8
+        assert 0 < signed - unsigned < 0.2 * x.size / 8
 
 
 def test_pointwise_steps_use_both_sides_of_the_bound():
