@@ -163,18 +163,19 @@ class TileCoder:
             starts = starts[starts + tile.row_length <= tile.clip(flat).size]
             x = flat[starts[:, None] + np.arange(tile.row_length)].reshape(-1)
             starts = np.arange(starts.size, dtype=np.int64) * tile.row_length
-        if not self.offset and x.dtype.itemsize < 8:
+        reach = LARGEST_INTEGER / 2
+        if not self.offset and (x.dtype.itemsize < 8 or -reach < int(x.min()) <= int(x.max()) < reach):
             return widened(x), starts
         ends, unsigned = np.iinfo(x.dtype), x.dtype.kind == "u"
         with np.errstate(over="ignore"):  # modulo 2^64, as in the decoder
             difference = x.astype(np.int64) - np.int64(self.offset)
         wide = difference.astype(np.float64)
-        wide[np.abs(wide) >= LARGEST_INTEGER / 2] = np.nan
+        wide[np.abs(wide) >= reach] = np.nan
         if x.dtype.itemsize == 8:
-            reach = min(math.ceil(limit), int(LARGEST_INTEGER))
-            wide[x > ends.max - reach] = np.nan
+            largest_error = min(math.ceil(limit), int(LARGEST_INTEGER))
+            wide[x > ends.max - largest_error] = np.nan
             if self.offset or not unsigned:  # with no offset, none but zero stands for what is next to zero
-                wide[x < ends.min + reach] = np.nan
+                wide[x < ends.min + largest_error] = np.nan
         return wide, starts
 
     def _stand_in(self, q: np.ndarray, signs: np.ndarray, zeros: np.ndarray, dtype: np.dtype) -> np.ndarray:
