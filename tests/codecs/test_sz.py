@@ -125,6 +125,24 @@ def test_threads_do_not_change_a_byte():
 
 
 @pytest.mark.parametrize(
+    ("dtype", "bound"),
+    [(np.uint16, PSNR(40.0)), (np.float16, PSNR(40.0)), (np.float32, PSNR(60.0)), (np.float32, PointwiseRel(0.01))],
+    ids=str,
+)
+def test_tiles_that_are_not_in_one_piece(dtype, bound):
+    shape = (3, 1100, 1300)
+    tile = Fold.of(shape).tiles()[0]
+    x = image(dtype, shape) if np.dtype(dtype).kind == "u" else wave(shape, dtype)
+    assert tile.num_elements < x.size and not tile.view(x.reshape(-1)).flags.c_contiguous
+    packed = []
+    for count in (1, 3):
+        with kernels.threads(count):
+            packed.append(SZ(level="fast").encode(x, bound))
+    assert same_buffers(*packed)
+    assert bound.allows(x, decoded(packed[0]))
+
+
+@pytest.mark.parametrize(
     "shape", [(5,), (10**7,), (3000, 3000), (400, 300, 200), (9, 300, 200, 150), (2**40,), (2**20, 2**20, 3)], ids=str
 )
 def test_tiles_cover_the_array_once(shape):

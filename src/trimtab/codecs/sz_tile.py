@@ -105,7 +105,11 @@ class TileCoder:
             quantiser.dequantise(q, tile.starts(), self.step, tile.margin, tile.clip(flat))
         else:
             masks = self._decode_mask(signs), self._decode_mask(zeros)
-            tile.view(flat)[...] = self._stand_in(q, *masks, flat.dtype).reshape(tile.extents)
+            view = tile.view(flat)
+            if flat.dtype.itemsize > 2 and view.flags.c_contiguous:
+                self._expand(q, *masks, view.reshape(-1))
+            else:
+                view[...] = self._stand_in(q, *masks, flat.dtype).reshape(tile.extents)
         tile.put(flat, positions, _inflate(values, flat.dtype, num_outliers))
 
     def squared_error(self, flat: np.ndarray, stride: int = 1) -> tuple[float, int]:
@@ -187,10 +191,15 @@ class TileCoder:
             quantiser.dequantise_integers(q, tile.local_starts(), self.step, self.offset, tile.margin, y)
             return y
         y = np.empty(tile.num_elements, _WORKING_DTYPES[dtype.name])
-        dequantise = quantiser.dequantise if self.scale == "linear" else quantiser.dequantise_exp2
-        dequantise(q, tile.local_starts(), self.step, tile.margin, y)
-        quantiser.restore(y, signs, zeros)
+        self._expand(q, signs, zeros, y)
         return narrowed(y, dtype)
+
+    def _expand(self, q: np.ndarray, signs: np.ndarray, zeros: np.ndarray, y: np.ndarray) -> None:
+        """Write what the decoder makes of the integers to `y`: the tile's elements, flat, not yet narrowed."""
+        quantiser = kernels.load("quantiser")
+        dequantise = quantiser.dequantise if self.scale == "linear" else quantiser.dequantise_exp2
+        dequantise(q, self.tile.local_starts(), self.step, self.tile.margin, y)
+        quantiser.restore(y, signs, zeros)
 
     def _encode_mask(self, mask: np.ndarray, level: Level) -> bytes:
         """Return the section of a mask: where rows differ from those before, in fours, coded as tokens are.

@@ -41,8 +41,8 @@ _EXP2 = (
 )
 """ln(2)^k / k! for k from 1: the Taylor coefficients of 2^f, exact to float64 for |f| <= 1/2."""
 
-_LOG2 = tuple(2 / math.log(2) / k for k in range(1, 20, 2))
-"""log2((1 + s) / (1 - s)) by odd powers of s: exact to float64 for numbers between the roots of 1/2 and 2."""
+_LOG2 = tuple(2 / math.log(2) / k for k in range(1, 14, 2))
+"""log2((1 + s) / (1 - s)) by odd powers of s: to 1e-12 for numbers from the root of 1/2 to that of 2."""
 
 _HALF_ROOT = 0x3FE6A09E667F3BCD
 _ONE = 0x3FF0000000000000
