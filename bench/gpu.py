@@ -26,6 +26,7 @@ from trimtab.kernels import load_for
 from trimtab.kernels.predictor import numba as host_predictor
 from trimtab.kernels.predictor.ref import band_edges
 from trimtab.kernels.quantiser import numba as host_quantiser
+from trimtab.kernels.quantiser.ref import NONE
 from trimtab.records import Bar, Metric, Record
 
 if TYPE_CHECKING:
@@ -112,9 +113,8 @@ def field_subject(x: torch.Tensor) -> Subject:
     backward()
     host_q, host_y = np.empty(q.shape, np.int32), np.empty(flat.numel(), np.float32)
     host_starts, host_residual = as_numpy(starts), np.empty(residual.shape, np.int32)
-    host_quantiser.quantise(
-        as_numpy(flat), host_starts, _STEP, _LIMIT, _MARGIN, host_q, np.empty(outliers.numel(), np.uint32)
-    )
+    host_outliers = np.empty(outliers.numel(), np.uint32)
+    host_quantiser.quantise(as_numpy(flat), host_starts, _STEP, _LIMIT, NONE, _MARGIN, host_q, host_outliers)
     host_predictor.fill_margins(host_q, edges, per_plane, 1, False)
     host_predictor.encode(host_q, edges, per_plane, 1, weights, 0, host_residual)
     host_quantiser.dequantise(host_q, host_starts, _STEP, _MARGIN, host_y)

@@ -132,6 +132,19 @@ def test_psnr_is_the_formula():
     assert psnr(np.empty(0), np.empty(0)) == math.inf
 
 
+def test_limits_of_integers_count_with_their_whole_part():
+    x = np.array([0, 2**62, -(2**62)])
+    assert Abs(2.0**62).allows(x, np.array([2**62, 0, -(2**62)]))
+    assert not Abs(2.0**62).allows(x, np.array([2**62 + 1, 2**62, -(2**62)]))  # the same in float64
+    assert Abs(0.999).allows(x, x) and not Abs(0.999).allows(x, x + 1)
+    assert Abs(1e300).allows(x, x[::-1].copy())
+    assert PointwiseRel(0.5).allows(x, np.array([0, 2**61, -(2**62)]))
+    assert not PointwiseRel(0.5).allows(x, np.array([0, 2**61 - 1, -(2**62)]))
+    assert not PointwiseRel(0.5).allows(x, np.array([1, 2**62, -(2**62)]))
+    ends = np.array([0, 2**64 - 1], np.uint64)
+    assert Rel(1.0).allows(ends, ends[::-1].copy()) and value_range(np.array([2**60, 2**60 + 3])) == 3
+
+
 def test_integers_are_compared_exactly():
     x = np.array([2**62, -(2**63), 2**63 - 1])
     y = x + np.array([1, 0, 0])

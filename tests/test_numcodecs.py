@@ -85,6 +85,15 @@ def test_wrong_requests_are_refused():
         adapters.ENEC(speed=9)
     with pytest.raises(ShapeError):
         adapters.SZ(tt.Abs(0.01)).encode(b"text")
+    with pytest.raises(ShapeError):
+        adapters.SZ(tt.Abs(5)).encode(np.arange(100).astype("M8[s]"))
+
+
+def test_chunks_of_integers_keep_the_bound():
+    x = (np.add.outer(np.arange(60), np.arange(50)) ** 2 // 9).astype(np.uint16)
+    codec = adapters.SZ(tt.Abs(4))
+    y = codec.decode(codec.encode(x)).reshape(x.shape)
+    assert tt.Abs(4).allows(x, y) and not np.array_equal(x, y)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

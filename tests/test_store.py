@@ -25,7 +25,8 @@ def test_lossless_uses_enec_and_lossy_sz():
     assert codec_of(tt.compress(x)) == "enec"
     assert codec_of(tt.compress(x, tt.Rel(1e-3))) == "sz"
     assert codec_of(tt.compress(x, tt.Rel(1e-3), codec=Raw())) == "raw"
-    assert codec_of(tt.compress(np.arange(10**5), tt.Abs(1.0))) == "enec"
+    assert codec_of(tt.compress(np.arange(10**5) ** 2 % 1000, tt.Abs(2))) == "sz"
+    assert codec_of(tt.compress(np.zeros(10**5, bool), tt.Abs(1.0))) == "enec"
 
 
 @pytest.mark.parametrize("bound", [tt.Abs(0.01), tt.Rel(0.01), tt.PointwiseRel(0.01), tt.PSNR(40)], ids=repr)
@@ -101,6 +102,17 @@ def test_a_collection_of_dtypes_under_one_bound(tmp_path):
                 assert tt.Rel(0.01).allows(x, came[name])
             else:
                 assert same_bits(x, came[name])
+
+
+def test_a_bound_applies_to_integers_only_where_asked(tmp_path):
+    tensors = {"image": np.arange(10**4, dtype=np.uint16) % 300, "field": X, "mask": np.arange(5000) % 7 == 0}
+    for integers in (False, True):
+        tt.save(tmp_path / "x.tt", tensors, tt.Abs(4), integers=integers)
+        came = tt.load(tmp_path / "x.tt")
+        assert tt.Abs(4).allows(tensors["image"], came["image"])
+        assert same_bits(tensors["image"], came["image"]) != integers
+        assert same_bits(tensors["mask"], came["mask"])
+        assert tt.Abs(4).allows(X, came["field"])
 
 
 def test_a_codec_for_floats_leaves_counters_alone(tmp_path):

@@ -1,7 +1,8 @@
 """What may be lost: the promise a codec makes about every element.
 
-All bounds are evaluated in float64 on the array as the decoder returns it, in its own dtype; differences of integers
-are exact. All but `Lossless` are for real numbers only. Special values:
+All bounds are evaluated in float64 on the array as the decoder returns it, in its own dtype. Of integers, differences
+and value ranges are exact, in 64 bits too, and compared with the limit rounded down, which is the same promise. All
+but `Lossless` are for real numbers only. Special values:
 
 - NaN (with its payload bits), +inf and -inf come back bit for bit, under every bound.
 - The value range of `Rel` and `PSNR` is taken over the finite elements only.
@@ -63,7 +64,7 @@ class Abs(_Bound, frozen=True, tag="abs"):
         return self.value
 
     def _piece_allowed(self, x: np.ndarray, y: np.ndarray, limit: float) -> bool:
-        return _special_kept(x, y) and bool((_error(x, y) <= limit).all())
+        return _special_kept(x, y) and _within(x, y, np.float64(limit))
 
 
 class Rel(_Bound, frozen=True, tag="rel"):
@@ -100,7 +101,7 @@ class PointwiseRel(_Bound, frozen=True, tag="pointwise_rel"):
         with np.errstate(over="ignore"):  # a limit beyond float64 allows every finite stand-in
             limits = self.value * np.abs(finite)
         same_signs = np.array_equal(np.signbit(x)[zero], np.signbit(y)[zero])
-        return same_signs and bool((_error(x, y) <= limits).all())
+        return same_signs and _within(x, y, limits)
 
 
 class PSNR(_Bound, frozen=True, tag="psnr"):
@@ -148,8 +149,8 @@ def value_range(x: np.ndarray) -> float:
     for (piece,) in _pieces(x):
         finite = piece[is_finite(piece)]
         if finite.size:
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-    return high - low if high >= low else 0.0
+            low, high = min(low, finite.min().item()), max(high, finite.max().item())
+    return float(high - low) if high >= low else 0.0
 
 
 def largest_error(x: np.ndarray, y: np.ndarray) -> float:
@@ -216,12 +217,26 @@ def _special_kept(x: np.ndarray, y: np.ndarray) -> bool:
     return bool(np.array_equal(_bits(x[special]), _bits(y[special])))
 
 
+def _within(x: np.ndarray, y: np.ndarray, limits: np.ndarray | np.float64) -> bool:
+    """Whether ``|x - y| <= limits``, elements that are not finite aside."""
+    if x.dtype.kind in "iu":
+        whole = np.floor(limits)
+        huge = whole >= 2.0**64
+        return bool((huge | (_distance(x, y) <= np.where(huge, 0, whole).astype(np.uint64))).all())
+    return bool((_error(x, y) <= limits).all())
+
+
+def _distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return ``|x - y|`` of integers, exactly: the difference of two int64 fits in uint64."""
+    return (np.maximum(x, y) - np.minimum(x, y)).view(f"u{x.itemsize}")
+
+
 def _error(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return ``|x - y|`` in float64: 0 where `x` is not finite, inf where only `y` is not."""
     if x.dtype.kind == "b":
         return (x != y).astype(np.float64)
-    if x.dtype.kind in "iu":  # exact: the difference of two int64 fits in uint64, though not in float64
-        return (np.maximum(x, y) - np.minimum(x, y)).view(f"u{x.itemsize}").astype(np.float64)
+    if x.dtype.kind in "iu":
+        return _distance(x, y).astype(np.float64)
     finite = is_finite(x)
     with np.errstate(over="ignore"):  # the difference of two huge numbers may be inf: that is a violation
         difference = np.where(finite, x, 0).astype(np.float64) - np.where(finite, y, 0).astype(np.float64)

@@ -42,6 +42,11 @@ NAMES = (*SAFETENSORS_NAMES, "complex128")
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 """The real floating-point dtypes that an error bound applies to."""
 
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+"""The integer dtypes that an error bound can apply to, too."""
+
+REALS = FLOATS + INTEGERS
+
 
 @cache
 def numpy_dtype(name: str) -> np.dtype:

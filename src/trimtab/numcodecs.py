@@ -18,6 +18,8 @@ from trimtab import store
 from trimtab.bounds import Bound, Lossless, make_bound
 from trimtab.codecs import Codec, make_codec
 from trimtab.codecs.codec import describe
+from trimtab.dtypes import REALS
+from trimtab.errors import ShapeError
 
 
 class _Chunks(numcodecs.abc.Codec):
@@ -80,7 +82,7 @@ class Raw(_Chunks):
 
 
 class SZ(_Chunks):
-    """Error-bounded packing of real floating-point chunks with `trimtab.codecs.SZ`, whose settings it takes.
+    """Error-bounded packing of chunks of floats or integers with `trimtab.codecs.SZ`, whose settings it takes.
 
     `bound` is a bound or its plain form, such as ``{"kind": "abs", "value": 0.1}``. `Rel` and `PSNR` refer to each
     chunk's own range of values.
@@ -91,6 +93,20 @@ class SZ(_Chunks):
     def __init__(self, bound: Bound | Mapping[str, Any], **settings: Any) -> None:
         self._bound = make_bound(bound)
         self._packer = make_codec({**settings, "id": "sz"})
+
+    def encode(self, buf: Any) -> bytes:
+        """Return the chunk `buf` packed.
+
+        Raises:
+            ShapeError: it is not an array of floats or integers; the bytes of any other buffer must not change.
+        """
+        dtype = getattr(buf, "dtype", None)
+        if not isinstance(dtype, np.dtype) or dtype.name not in REALS:
+            raise ShapeError(
+                f"{self.codec_id} packs arrays of floats and integers, got {type(buf).__name__} of {dtype}; "
+                "use trimtab.enec for this array"
+            )
+        return super().encode(buf)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "bound": msgspec.to_builtins(self._bound)}

@@ -12,7 +12,7 @@ from trimtab.arrays import Array, as_numpy, as_torch, dtype_of, is_torch, torch_
 from trimtab.bounds import Bound, Lossless
 from trimtab.codecs import ENEC, Codec, make_codec
 from trimtab.codecs.enec_device import tensor_digests
-from trimtab.dtypes import FLOATS, dtype_name
+from trimtab.dtypes import FLOATS, INTEGERS, REALS, dtype_name
 from trimtab.errors import BoundError, Corrupt, NewerVersion, UnknownCodec, UsageError
 from trimtab.files import Reader, Writer, checksum, to_bytes
 from trimtab.packed import Header, Packed, digest
@@ -31,7 +31,8 @@ def compress(x: Array, bound: Bound = Lossless(), *, codec: Codec | None = None,
     """Return `x` packed within `bound`, as the bytes of a packed file.
 
     Takes NumPy arrays and torch tensors of any shape, strides and storable dtype. Without `codec`, lossless packing
-    uses ENEC and lossy packing SZ, at `level` "fast", "balanced" (the default) or "ratio".
+    uses ENEC and lossy packing SZ, at `level` "fast", "balanced" (the default) or "ratio". A lossy bound applies to
+    floats and integers; arrays of other dtypes (bool, complex, float8) are packed losslessly.
 
     Raises:
         ShapeError: the dtype cannot be stored, or the codec does not take it.
@@ -81,12 +82,13 @@ def save(
     *,
     codec: Codec | None = None,
     level: Level | None = None,
+    integers: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write named arrays to a packed file, replacing it in one step when all is written.
 
-    A lossy `bound` and a `codec` apply to real floating-point arrays; all others are packed losslessly. `level` as in
-    `compress`.
+    A lossy `bound` and a `codec` apply to real floating-point arrays, and to those of integers only where `integers` is
+    set: among them may be indices and counters. All others are packed losslessly. `level` as in `compress`.
 
     Raises:
         UsageError: `tensors` is not a mapping, a name is reserved, or as in `compress`.
@@ -101,7 +103,7 @@ def save(
         raise UsageError(f"save takes a mapping of names to arrays, got {type(tensors).__name__}; pass {{'x': array}}")
     with Writer(path, metadata=metadata) as writer:
         for name, x in tensors.items():
-            writer.add(name, *encode(x, *for_dtype(dtype_of(x), bound, codec, level)))
+            writer.add(name, *encode(x, *for_dtype(dtype_of(x), bound, codec, level, integers=integers)))
 
 
 def load(
@@ -225,7 +227,7 @@ def codec_for(dtype: np.dtype, bound: Bound = Lossless(), level: Level | None = 
     Raises:
         UsageError: there is no such level.
     """
-    return codec_named("enec" if isinstance(bound, Lossless) or dtype_name(dtype) not in FLOATS else "sz", level)
+    return codec_named("enec" if isinstance(bound, Lossless) or dtype_name(dtype) not in REALS else "sz", level)
 
 
 def codec_named(id: str, level: Level | None = None) -> Codec:
@@ -242,16 +244,25 @@ def codec_named(id: str, level: Level | None = None) -> Codec:
     return make_codec({"id": id, **settings.get(id, {})})
 
 
-def for_dtype(dtype: np.dtype, bound: Bound, codec: Codec | None, level: Level | None = None) -> tuple[Bound, Codec]:
+def for_dtype(
+    dtype: np.dtype, bound: Bound, codec: Codec | None, level: Level | None = None, *, integers: bool = False
+) -> tuple[Bound, Codec]:
     """Return the bound and codec for one array of a collection: those asked for, or lossless where they do not apply.
+
+    They apply to real floats, and to integers where `integers` is set.
 
     Raises:
         UsageError: both a codec and a level are given, or there is no such level.
     """
     _check_choice(codec, level)
-    if dtype_name(dtype) not in FLOATS:
+    if not bound_applies(dtype_name(dtype), integers=integers):
         bound, codec = Lossless(), None
     return bound, codec or codec_for(dtype, bound, level)
+
+
+def bound_applies(name: str, *, integers: bool) -> bool:
+    """Return whether a lossy bound applies to arrays of dtype `name` in a collection."""
+    return name in FLOATS or (integers and name in INTEGERS)
 
 
 def as_framework(x: np.ndarray, framework: Framework) -> Array:

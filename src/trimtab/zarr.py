@@ -19,7 +19,7 @@ from trimtab import store
 from trimtab.bounds import Bound, Lossless, make_bound
 from trimtab.codecs import Codec, make_codec
 from trimtab.codecs.codec import describe
-from trimtab.dtypes import FLOATS, dtype_name
+from trimtab.dtypes import REALS, dtype_name
 from trimtab.errors import Corrupt, ShapeError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class ENEC(_Chunks):
 
 
 class SZ(_Chunks):
-    """Error-bounded packing of real floating-point chunks with `trimtab.codecs.SZ`, whose settings it takes.
+    """Error-bounded packing of chunks of floats or integers with `trimtab.codecs.SZ`, whose settings it takes.
 
     `bound` is a bound or its plain form, such as ``{"kind": "abs", "value": 0.1}``. `Rel` and `PSNR` refer to each
     chunk's own range of values.
@@ -107,14 +107,14 @@ class SZ(_Chunks):
         return {"bound": msgspec.to_builtins(self.bound), **super()._configuration()}
 
     def validate(self, *, shape: tuple[int, ...], dtype: Any, chunk_grid: Any) -> None:
-        """Refuse an array that is not of real floating-point numbers.
+        """Refuse an array that is not of floats or integers.
 
         Raises:
             ShapeError: the dtype cannot be packed within an error bound.
         """
         name = dtype_name(dtype.to_native_dtype())
-        if name not in FLOATS:
-            raise ShapeError(f"{self.name} packs {', '.join(FLOATS)}, not {name}; use trimtab.enec for this array")
+        if name not in REALS:
+            raise ShapeError(f"{self.name} packs {', '.join(REALS)}, not {name}; use trimtab.enec for this array")
 
 
 def _decode(blob: np.ndarray, chunk_spec: ArraySpec) -> np.ndarray:

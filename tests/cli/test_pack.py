@@ -64,6 +64,23 @@ def test_a_bound_leaves_other_dtypes_alone_and_says_so(trimtab, arrays, tmp_path
         assert bounds.Rel(1e-2).allows(before["weights"], tensors["weights"])
 
 
+def test_a_bound_applies_to_integers_where_asked(trimtab, tmp_path):
+    image = (np.add.outer(np.arange(90), np.arange(80)) ** 2 // 7).astype(np.uint16)
+    np.savez(tmp_path / "scan.npz", image=image, mask=image % 2 == 0)
+    result = trimtab("pack", tmp_path / "scan.npz", tmp_path / "a.tt", "--abs", "3", "--integers")
+    assert result.exit_code == 0
+    assert result.stderr == "trimtab: abs 3 does not apply to 'mask'; kept exactly\n"
+    came = tt.load(tmp_path / "a.tt")
+    assert bounds.Abs(3).allows(image, came["image"])
+    assert not same_bits(image, came["image"])
+    assert same_bits(image % 2 == 0, came["mask"])
+    assert trimtab("verify", tmp_path / "a.tt", "--against", tmp_path / "scan.npz").exit_code == 0
+
+
+def test_integers_need_a_bound(trimtab, field, tmp_path):
+    one_line_error(trimtab("pack", field, tmp_path / "f.tt", "--integers"), "--integers needs an error bound")
+
+
 @pytest.mark.parametrize("codec", ["enec", "sz", "raw"])
 def test_the_codec_can_be_chosen(trimtab, field, tmp_path, codec):
     flags = ["--abs", "0.01"] if codec == "sz" else []

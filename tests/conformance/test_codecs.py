@@ -12,7 +12,7 @@ from trimtab import store
 from trimtab.bounds import PSNR, Abs, Lossless, PointwiseRel, Rel
 from trimtab.codecs import Codec, codec_ids, make_codec
 from trimtab.codecs.codec import codec_class, describe
-from trimtab.dtypes import FLOATS, numpy_dtype
+from trimtab.dtypes import FLOATS, REALS, numpy_dtype
 from trimtab.errors import BoundError, ShapeError, UnknownCodec
 from trimtab.files import Reader, to_bytes
 
@@ -46,7 +46,7 @@ def check(codec: Codec, x: np.ndarray, bound: tt.bounds.Bound) -> bool:
     assert y.dtype == numpy_dtype(x.dtype.name)
     assert y.flags.c_contiguous
     assert y.flags.writeable
-    assert bound.allows(x, y) if x.dtype.name in FLOATS else same_bits(x, y)
+    assert bound.allows(x, y) if x.dtype.name in REALS else same_bits(x, y)
     assert same_bits(x, before)
     out = np.full(x.shape, 1, y.dtype)
     assert store.decode(reader, "", out=out) is out
@@ -97,7 +97,14 @@ def test_around_the_size_of_a_chunk(codec, size):
 
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
 def test_bytes_do_not_depend_on_threads(codec):
-    for name, bound in (("bfloat16", Lossless()), ("float32", Lossless()), ("float32", Abs(0.01))):
+    for name, bound in (
+        ("bfloat16", Lossless()),
+        ("float32", Lossless()),
+        ("float32", Abs(0.01)),
+        ("float16", PSNR(30.0)),
+        ("uint16", PSNR(30.0)),
+        ("int32", Abs(2)),
+    ):
         x = sample(name, (1100, 1000))
         blobs = []
         for count in (1, 3):

@@ -37,7 +37,7 @@ SETTINGS = {  # codecs whose settings change the format
     "sz": [{"level": "fast"}, {"level": "balanced"}, {"level": "ratio"}],
 }
 LOSSLESS = ["bfloat16", "float16", "float32", "float64", "int16", "uint8", "bool", "complex64", "float8_e5m2"]
-LOSSY = ["float32", "float64", "bfloat16"]
+LOSSY = ["float32", "float64", "bfloat16", "uint8", "int16", "uint64"]
 
 
 def rough(name: str, size: int) -> np.ndarray:
@@ -47,6 +47,9 @@ def rough(name: str, size: int) -> np.ndarray:
         x = x.cumsum()
         x[size // 3 : size // 2] = 0
         x[[7, 70, -9]] = [np.nan, np.inf, -0.0]
+    elif name == "uint64":  # far from zero, one not
+        x = x.cumsum(dtype=x.dtype) + np.uint64(1 << 61)
+        x[7] = 0
     elif name != "bool":
         x[size // 3 : size // 2] = x[0]
     return x

@@ -10,7 +10,7 @@ import numpy as np
 from tests.samples import special
 from trimtab.bounds import PSNR, Abs, Bound, Lossless, PointwiseRel, Rel
 from trimtab.codecs import ENEC, SZ, Codec, Raw
-from trimtab.dtypes import FLOATS, NAMES, numpy_dtype
+from trimtab.dtypes import FLOATS, INTEGERS, NAMES, numpy_dtype
 
 Case = tuple[np.ndarray, Bound, Codec]
 
@@ -105,6 +105,19 @@ def sz_ratio() -> dict[str, Case]:
     return cases
 
 
+def sz_integers() -> dict[str, Case]:
+    bounds = [Lossless(), Abs(2.0), Rel(0.01), PointwiseRel(0.1), PSNR(30.0)]
+    cases = {}
+    for name in INTEGERS:
+        x = (field("float64", 13, 17) * (4 if name.endswith("8") else 400)).astype(np.int64) + 60
+        x = np.clip(x, np.iinfo(name).min, min(np.iinfo(name).max, 2**40)).astype(name)
+        some = bounds if name == "int16" else bounds[1:2]
+        cases |= {f"{name} {bound}": (x, bound, SZ()) for bound in some}
+    cases["far from zero"] = (noise(700).cumsum() + 2**62, Abs(10.0), SZ(level="fast"))
+    cases["common divisor"] = ((noise(700).cumsum() * 16).astype(np.int32), Abs(20.0), SZ())
+    return cases
+
+
 FILES: dict[str, Callable[[], dict[str, Case]]] = {
     "raw": raw,
     "enec": enec,
@@ -112,4 +125,5 @@ FILES: dict[str, Callable[[], dict[str, Case]]] = {
     "sz": sz,
     "sz-fast": sz_fast,
     "sz-ratio": sz_ratio,
+    "sz-integers": sz_integers,
 }

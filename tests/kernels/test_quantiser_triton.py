@@ -34,7 +34,7 @@ def test_device_agrees(dtype, num_rows: int, num: int, margin: int, room: int, b
         x = x[:-7] if num > 7 else x  # the last row is short
     q, outliers = np.full((num_rows, num + 2 * margin), 7, np.int32), np.full(room, 7, np.uint32)
     device_q, device_outliers = there(q), there(outliers.astype(np.int64))
-    count = ref.quantise(x, starts, 0.012, bound, margin, q, outliers)
+    count = ref.quantise(x, starts, 0.012, bound, ref.NONE, margin, q, outliers)
     assert triton.quantise(there(x), there(starts), 0.012, bound, margin, device_q, device_outliers) == count
     assert np.array_equal(device_q.cpu().numpy(), q)
     assert np.array_equal(device_outliers.cpu().numpy(), outliers)
@@ -62,7 +62,7 @@ def test_rows_that_overlap_nothing() -> None:
     starts = np.array([700, 10, 333], np.int64)
     q, device_q = np.zeros((3, 54), np.int32), there(np.zeros((3, 54), np.int32))
     outliers, device_outliers = np.zeros(150, np.uint32), there(np.zeros(150, np.int64))
-    count = ref.quantise(x, starts, 0.01, 0.005, 2, q, outliers)
+    count = ref.quantise(x, starts, 0.01, 0.005, ref.NONE, 2, q, outliers)
     assert triton.quantise(there(x), there(starts), 0.01, 0.005, 2, device_q, device_outliers) == count
     assert np.array_equal(device_q.cpu().numpy(), q)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     help="Without it, enec where nothing may be lost, else sz.",
 )
 @options.level_option
+@click.option("--integers", is_flag=True, help="Let the bound apply to integer arrays (images, counts), too.")
 @options.tensors_only_option
 @options.force_option
 @options.threads_option
@@ -35,6 +36,7 @@ def verb(
     out: Path,
     codec: str | None,
     level: Level | None,
+    integers: bool,
     tensors_only: bool,
     force: bool,
     threads: int | None,
@@ -45,17 +47,20 @@ def verb(
     """Pack the arrays of IN into OUT, losslessly or within one error bound.
 
     IN is a NumPy .npy or .npz, safetensors, PyTorch .pt or .pth, HDF5 or NetCDF-4 file, or a Zarr folder. A bound
-    applies to real floating-point arrays and is verified; all other arrays are kept exactly. OUT (by custom .tt)
+    applies to real floating-point arrays, with --integers to those of integers too, and is verified; all other arrays
+    are kept exactly. OUT (by custom .tt)
     appears only when it is complete.
     """
     from trimtab.bounds import Lossless
-    from trimtab.dtypes import FLOATS, numpy_dtype
+    from trimtab.dtypes import numpy_dtype
     from trimtab.errors import ShapeError, UsageError
     from trimtab.files import Writer
     from trimtab.sources import open_source
-    from trimtab.store import codec_named, encode, for_dtype
+    from trimtab.store import bound_applies, codec_named, encode, for_dtype
 
     bound = options.bound_from(chosen)
+    if integers and isinstance(bound, Lossless):
+        raise UsageError("--integers needs an error bound, for instance --abs 1; leave it out to lose nothing")
     if codec == "sz" and isinstance(bound, Lossless):
         raise UsageError("--codec sz needs an error bound, for instance --rel 1e-3; leave it out to lose nothing")
     if codec == "raw" and level:
@@ -68,7 +73,7 @@ def verb(
             raise UsageError(f"{out} is a folder; OUT must be a file")
         if not arrays.specs:
             raise UsageError(f"{source} holds no arrays of numbers; there is nothing to pack")
-        exact = [name for name, spec in arrays.specs.items() if spec.dtype not in FLOATS]
+        exact = [name for name, spec in arrays.specs.items() if not bound_applies(spec.dtype, integers=integers)]
         if not quiet:
             if arrays.left_out:
                 say(f"left out, not arrays of numbers: {_names(arrays.left_out)}")
@@ -81,9 +86,10 @@ def verb(
             for name, spec in arrays.specs.items():
                 x = arrays.read(name)
                 try:
-                    writer.add(
-                        name, *encode(x, *for_dtype(numpy_dtype(spec.dtype), bound, made, None if made else level))
+                    chosen_codec = for_dtype(
+                        numpy_dtype(spec.dtype), bound, made, None if made else level, integers=integers
                     )
+                    writer.add(name, *encode(x, *chosen_codec))
                 except ShapeError as error:
                     raise ShapeError(f"{source}: {name!r}: {error}") from None
                 del x  # before the next one is read

@@ -194,7 +194,7 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
         The device works in mode "escape", if it has kernels, and on weights that suit this layout.
         """
-        if self.mode != "fast" or str(x.dtype) != "torch.bfloat16" or x.numel() < _SMALL:
+        if self.mode != "fast" or str(x.dtype) != "torch.bfloat16" or x.numel() < _SMALL[self.mode]:
             return None
         encoded = encode_escape_tensor(x)
         if encoded is None:

@@ -1,4 +1,4 @@
-"""One tile of an SZ array: floats to a payload of bytes and back."""
+"""One tile of an SZ array: numbers to a payload of bytes and back."""
 
 from __future__ import annotations
 
@@ -16,13 +16,22 @@ from trimtab.codecs.sections import deflate, inflate
 from trimtab.codecs.sz_interpolated import INTERPOLATED, decode_interpolated, encode_interpolated
 from trimtab.codecs.sz_tokens import Level, decode_tokens, encode_tokens
 from trimtab.codecs.tiling import Tile
+from trimtab.dtypes import INTEGERS
 from trimtab.errors import Corrupt
 from trimtab.kernels.predictor.ref import NUM_TAPS
+from trimtab.kernels.quantiser.ref import BFLOAT16, FLOAT16, INTEGER, LARGEST_INTEGER, NONE
 from trimtab.packed import digest
 
 Scale = Literal["linear", "log2"]
 """What the quantiser's integers are uniform in: the values, or the logarithms of their magnitudes."""
 
+_WORKING_DTYPES = {
+    **dict.fromkeys(("float16", "bfloat16", "float32", "int8", "uint8", "int16", "uint16"), np.dtype(np.float32)),
+    **dict.fromkeys(("float64", "int32", "uint32", "int64", "uint64"), np.dtype(np.float64)),
+}
+"""What elements are quantised in. It holds all of them exactly but 64-bit integers, of which the offset is taken."""
+
+_ROUNDINGS = {"float16": FLOAT16, "bfloat16": BFLOAT16} | dict.fromkeys(INTEGERS, INTEGER)
 _HEAD = struct.Struct("<BB7I")
 _MAX_SHIFT = 16
 _HOPELESS = 3.0  # contexts, and rows emptier than a sample, save less than this factor
@@ -31,12 +40,12 @@ _MAX_FILL_VALUES = 4  # different outliers that may be many: they take few bytes
 
 @dataclass(frozen=True)
 class TileCoder:
-    """Packs and unpacks one tile; `dtype` (float32 or float64) is what it is quantised in."""
+    """Packs and unpacks one tile; of integers, `offset` (an int64) is taken first."""
 
     tile: Tile
     scale: Scale
     step: float
-    dtype: np.dtype
+    offset: int = 0
 
     def encode(
         self, flat: np.ndarray, limit: float, largest: int, level: Level, rival: int | None = None
@@ -50,11 +59,10 @@ class TileCoder:
         if level == "ratio":
             return self._encode_shorter(flat, limit, largest)
         tile = self.tile
-        q, outliers, signs, zeros = self.quantise(flat, limit)
+        q, outliers, signs, zeros, y = self.quantise(flat, limit)
         values = tile.take(flat, outliers)
         if outliers.size > tile.num_elements // 64 and _num_distinct(values) > _MAX_FILL_VALUES:
             return None
-        y = self._stand_in(q, signs, zeros, flat.dtype)
         y[outliers] = values
         predictor = kernels.load("predictor")
         edges = predictor.band_edges(tile.num_rows, tile.rows_per_plane)
@@ -70,7 +78,7 @@ class TileCoder:
         extra_size = coder.encode(residual, 0, tokens, extra)
         coding, block = encode_tokens(tokens, tile.context_distance, level)
         gaps = np.diff(outliers, prepend=np.uint32(0)).astype("<u4")
-        packed = [deflate(section) for section in (gaps, values, signs, zeros)]
+        packed = [deflate(gaps), deflate(values), self._encode_mask(signs, level), self._encode_mask(zeros, level)]
         head = _HEAD.pack(shift, coding, block.size, extra_size, outliers.size, *map(len, packed))
         sections = [head + weights.astype("<i2").tobytes(), block, extra[:extra_size], *packed]
         return np.concatenate([np.frombuffer(section, np.uint8) for section in sections]), digest(y)
@@ -83,9 +91,9 @@ class TileCoder:
         """
         tile = self.tile
         if payload.size and payload[0] == INTERPOLATED:
-            if self.scale != "linear":
-                raise Corrupt(f"a tile is interpolated with scale {self.scale!r}")
-            decode_interpolated(payload, tile, self.dtype, flat)
+            if self.scale != "linear" or flat.dtype.kind in "iu":
+                raise Corrupt(f"a tile of {flat.dtype} with scale {self.scale!r} is interpolated")
+            decode_interpolated(payload, tile, _WORKING_DTYPES[flat.dtype.name], flat)
             return
         num_weights = NUM_TAPS[len(tile.shape) - 1]
         start = _HEAD.size + 2 * num_weights
@@ -105,87 +113,155 @@ class TileCoder:
         positions = inflate(gaps, "<u4", num_outliers).astype(np.int64).cumsum()
         if num_outliers and positions[-1] >= tile.num_elements:
             raise Corrupt(f"an outlier stands at {positions[-1]} in a tile of {tile.num_elements} elements")
-        if self.scale == "linear" and flat.dtype == self.dtype:
-            kernels.load("quantiser").dequantise(q, tile.starts(), self.step, tile.margin, tile.clip(flat))
+        quantiser = kernels.load("quantiser")
+        if flat.dtype.kind in "iu":
+            quantiser.dequantise_integers(q, tile.starts(), self.step, self.offset, tile.margin, tile.clip(flat))
+        elif self.scale == "linear" and flat.dtype.itemsize > 2:
+            quantiser.dequantise(q, tile.starts(), self.step, tile.margin, tile.clip(flat))
         else:
-            bitmap_size = (tile.num_elements + 7) // 8
-            signs, zeros = (inflate(mask, "u1", bitmap_size if mask.size else 0) for mask in (signs, zeros))
-            tile.view(flat)[...] = self._stand_in(q, signs, zeros, flat.dtype).reshape(tile.extents)
+            masks = self._decode_mask(signs), self._decode_mask(zeros)
+            view = tile.view(flat)
+            if flat.dtype.itemsize > 2 and view.flags.c_contiguous:
+                self._expand(q, *masks, view.reshape(-1))
+            else:
+                view[...] = self._stand_in(q, *masks, flat.dtype).reshape(tile.extents)
         tile.put(flat, positions, inflate(values, flat.dtype, num_outliers))
 
     def _encode_shorter(self, flat: np.ndarray, limit: float, largest: int) -> tuple[np.ndarray, int] | None:
-        """Encode in both ways that there are, and return the shorter payload."""
-        if self.scale != "linear":
+        """Encode in both ways that there are, and return the shorter payload; integers are not interpolated."""
+        if self.scale != "linear" or flat.dtype.kind in "iu":
             return self.encode(flat, limit, largest, "balanced")
         # a limit beyond the step stands for a limit to the sum of squares, which the quantiser's own errors show
-        most = self.squared_error(flat) if limit >= self.step else math.inf
-        interpolated = encode_interpolated(self.tile, self.dtype, flat, self.step, limit, most)
+        most = self.squared_error(flat)[0] if limit >= self.step else math.inf
+        working = _WORKING_DTYPES[flat.dtype.name]
+        interpolated = encode_interpolated(self.tile, working, flat, self.step, limit, most)
         rival = interpolated[0].size if interpolated else None
         predicted = self.encode(flat, limit, largest, "balanced", rival)
         if predicted is None or (interpolated and interpolated[0].size < predicted[0].size):
             return interpolated
         return predicted
 
-    def squared_error(self, flat: np.ndarray) -> float:
-        """Return the sum over finite elements of the squared error that quantisation alone makes."""
-        q, outliers, *_ = self.quantise(flat, self.step)
-        x = self.tile.view(flat).reshape(-1)
-        error = self._stand_in(q, _NO_MASK, _NO_MASK, flat.dtype).astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):  # infinities are outliers, and these are kept exactly
-            error -= x
-            error[outliers] = 0
-            return float(np.square(error, out=error).sum())
+    def squared_error(self, flat: np.ndarray, stride: int = 1) -> tuple[float, int]:
+        """Return the sum of the squared errors that quantisation alone makes in every `stride`-th row of the tile.
 
-    def quantise(self, flat: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return the integers (int32 rows with margins), the outliers' positions (uint32), sign and zero bitmaps.
+        The second number is how many elements there are finite. What misses by more than a step is an outlier, without
+        error.
+        """
+        x, starts = self._rows(flat, self.step, stride)
+        rounding = _ROUNDINGS.get(flat.dtype.name, NONE)
+        squared_error = kernels.load("quantiser").squared_error
+        return squared_error(x, starts, self.tile.row_length, self.step, self.step, rounding)
 
-        An outlier is an element whose stand-in, in the array's own dtype, misses the limit. The bitmaps are empty where
-        nothing is in them.
+    def quantise(
+        self, flat: np.ndarray, limit: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the integers (int32 rows with margins), the outliers' positions (uint32), masks of signs and zeros.
+
+        The masks (bool as uint8) are empty where the scale needs none. The last array is what the decoder makes of all
+        this, outliers aside: the tile's elements, flat. An outlier is an element whose stand-in, in the array's own
+        dtype, misses the limit.
         """
         tile = self.tile
-        quantise = kernels.load("quantiser").quantise
+        quantiser = kernels.load("quantiser")
         q = np.empty((tile.num_rows, tile.row_length + 2 * tile.margin), np.int32)
         outliers = np.empty(tile.num_rows * tile.row_length, np.uint32)
-        if self.scale == "linear" and flat.dtype == self.dtype:
-            count = quantise(tile.clip(flat), tile.starts(), self.step, limit, tile.margin, q, outliers)
-            return q, outliers[:count].copy(), _NO_MASK, _NO_MASK
-        x = np.ascontiguousarray(tile.view(flat)).reshape(-1)
-        exact = x.astype(np.float64)
-        signs = zeros = _NO_MASK
+        x, starts = self._rows(flat, limit)
+        rounding = _ROUNDINGS.get(flat.dtype.name, NONE)
         if self.scale == "linear":
-            quantise(
-                x.astype(self.dtype),
-                tile.local_starts(),
-                self.step,
-                limit,
-                tile.margin,
-                q,
-                outliers,
-            )
-            allowed: np.ndarray | float = limit
+            count = quantiser.quantise(x, starts, self.step, limit, rounding, tile.margin, q, outliers)
+            y = self._stand_in(q, _NO_MASK, _NO_MASK, flat.dtype)
+            return q, outliers[:count].copy(), _NO_MASK, _NO_MASK, y
+        # what an integer stands for is the mean of the least and the largest magnitude, its logarithm is not
+        centre = math.log2(math.cosh(self.step * math.log(2) / 2))
+        negative, zero = np.empty(tile.num_elements, np.uint8), np.empty(tile.num_elements, np.uint8)
+        y = np.empty(tile.num_elements, x.dtype)
+        count = quantiser.quantise_log2(
+            x, starts, self.step, centre, limit, rounding, tile.margin, q, outliers, negative, zero, y
+        )
+        return q, outliers[:count].copy(), negative, zero, narrowed(y, flat.dtype)
+
+    def _rows(self, flat: np.ndarray, limit: float, stride: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Return every `stride`-th row of the tile in the dtype that it is quantised in, and where in it they start.
+
+        Of integers the offset is taken. NaN stand for those that come out too large, and for 64-bit integers so close
+        to an end of their range that an error of `limit` might take them beyond.
+        """
+        tile = self.tile
+        starts = tile.starts()[::stride].copy()
+        if flat.dtype == _WORKING_DTYPES[flat.dtype.name]:
+            return tile.clip(flat), starts
+        if stride == 1:
+            x, starts = np.ascontiguousarray(tile.view(flat)).reshape(-1), tile.local_starts()
         else:
-            with np.errstate(divide="ignore"):
-                quantise(np.log2(np.abs(exact)), tile.local_starts(), self.step, np.inf, tile.margin, q, outliers)
-            signs, zeros = _bitmap(np.signbit(x)), _bitmap(x == 0)
-            allowed = limit * np.abs(exact)
-        with np.errstate(invalid="ignore"):
-            good = np.abs(self._stand_in(q, signs, zeros, flat.dtype).astype(np.float64) - exact) <= allowed
-        good &= np.isfinite(exact)
-        return q, np.flatnonzero(~good).astype(np.uint32), signs, zeros
+            starts = starts[starts + tile.row_length <= tile.clip(flat).size]
+            x = flat[starts[:, None] + np.arange(tile.row_length)].reshape(-1)
+            starts = np.arange(starts.size, dtype=np.int64) * tile.row_length
+        reach = LARGEST_INTEGER / 2
+        if not self.offset and (x.dtype.itemsize < 8 or -reach < int(x.min()) <= int(x.max()) < reach):
+            return widened(x), starts
+        ends, unsigned = np.iinfo(x.dtype), x.dtype.kind == "u"
+        with np.errstate(over="ignore"):  # modulo 2^64, as in the decoder
+            difference = x.astype(np.int64) - np.int64(self.offset)
+        wide = difference.astype(np.float64)
+        wide[np.abs(wide) >= reach] = np.nan
+        if x.dtype.itemsize == 8:
+            largest_error = min(math.ceil(limit), int(LARGEST_INTEGER))
+            wide[x > ends.max - largest_error] = np.nan
+            if self.offset or not unsigned:  # with no offset, none but zero stands for what is next to zero
+                wide[x < ends.min + largest_error] = np.nan
+        return wide, starts
 
     def _stand_in(self, q: np.ndarray, signs: np.ndarray, zeros: np.ndarray, dtype: np.dtype) -> np.ndarray:
         """Return what the decoder makes of the integers, outliers aside: the tile's elements, flat, in `dtype`."""
         tile = self.tile
-        y = np.empty(tile.num_elements, self.dtype)
+        quantiser = kernels.load("quantiser")
+        if dtype.kind in "iu":
+            y = np.empty(tile.num_elements, dtype)
+            quantiser.dequantise_integers(q, tile.local_starts(), self.step, self.offset, tile.margin, y)
+            return y
+        y = np.empty(tile.num_elements, _WORKING_DTYPES[dtype.name])
+        self._expand(q, signs, zeros, y)
+        return narrowed(y, dtype)
+
+    def _expand(self, q: np.ndarray, signs: np.ndarray, zeros: np.ndarray, y: np.ndarray) -> None:
+        """Write what the decoder makes of the integers to `y`: the tile's elements, flat, not yet narrowed."""
         quantiser = kernels.load("quantiser")
         dequantise = quantiser.dequantise if self.scale == "linear" else quantiser.dequantise_exp2
-        dequantise(q, tile.local_starts(), self.step, tile.margin, y)
-        if zeros.size:
-            y[np.unpackbits(zeros, count=y.size).view(bool)] = 0
-        if signs.size:
-            np.negative(y, out=y, where=np.unpackbits(signs, count=y.size).view(bool))
-        with np.errstate(over="ignore"):
-            return y.astype(dtype, copy=False)
+        dequantise(q, self.tile.local_starts(), self.step, self.tile.margin, y)
+        quantiser.restore(y, signs, zeros)
+
+    def _encode_mask(self, mask: np.ndarray, level: Level) -> bytes:
+        """Return the section of a mask: where rows differ from those before, in fours, coded as tokens are.
+
+        Nothing where no bit is set.
+        """
+        if not mask.any():
+            return b""
+        tile = self.tile
+        rows = np.zeros(tile.num_rows * tile.row_length, np.uint8)
+        rows[: mask.size] = mask
+        packed = np.packbits(rows.reshape(tile.num_rows, -1), axis=1)
+        packed[1:] ^= packed[:-1].copy()
+        coding, block = encode_tokens(
+            np.stack([packed >> 4, packed & 15], axis=2).reshape(tile.num_rows, -1), tile.context_distance, level
+        )
+        return bytes([coding]) + block.tobytes()
+
+    def _decode_mask(self, section: np.ndarray) -> np.ndarray:
+        """Return the mask (bool as uint8, one an element) in a section, empty where that is.
+
+        Raises:
+            Corrupt: it holds something else.
+        """
+        tile = self.tile
+        if not section.size:
+            return _NO_MASK
+        tokens = np.empty((tile.num_rows, (tile.row_length + 7) // 8 * 2), np.uint8)
+        decode_tokens(int(section[0]), section[1:], tile.context_distance, tokens)
+        if tokens.max() > 15:
+            raise Corrupt(f"a token of four bits is {tokens.max()}")
+        packed = np.bitwise_xor.accumulate(tokens[:, 0::2] << 4 | tokens[:, 1::2], axis=0).astype(np.uint8)
+        return np.unpackbits(packed, axis=1, count=tile.row_length).reshape(-1)[: tile.num_elements]
 
     def _decode_integers(
         self, coding: int, block: np.ndarray, extra: np.ndarray, weights: np.ndarray, shift: int
@@ -202,6 +278,25 @@ class TileCoder:
         return q
 
 
+def widened(x: np.ndarray) -> np.ndarray:
+    """Return `x` (flat) in the dtype that it is quantised in."""
+    dtype = _WORKING_DTYPES[x.dtype.name]
+    if x.dtype.kind in "iu" or x.dtype.itemsize > 2:
+        return x.astype(dtype, copy=False)
+    wide = np.empty(x.size, dtype)
+    kernels.load("half").widen(x.view(np.uint16), x.dtype.name, wide)
+    return wide
+
+
+def narrowed(y: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return `y` (float32 or float64, flat) in a floating-point dtype that is quantised in it."""
+    if dtype == y.dtype:
+        return y
+    bits = np.empty(y.size, np.uint16)
+    kernels.load("half").narrow(y, dtype.name, bits)
+    return bits.view(dtype)
+
+
 _NO_MASK = np.empty(0, np.uint8)
 
 
@@ -209,7 +304,3 @@ def _num_distinct(values: np.ndarray) -> int:
     """Return how many different finite values there are in a sample."""
     sample = values[:: max(values.size // 1024, 1)]
     return np.unique(sample[np.isfinite(sample)]).size
-
-
-def _bitmap(mask: np.ndarray) -> np.ndarray:
-    return np.packbits(mask) if mask.any() else _NO_MASK

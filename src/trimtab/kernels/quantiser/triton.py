@@ -42,7 +42,7 @@ def quantise(
     q: torch.Tensor,
     outliers: torch.Tensor,
 ) -> int:
-    """Quantise rows of `x` into `q` (int32[rows, n + 2 margin]) and return the number of outliers.
+    """Quantise rows of `x`, without further rounding, into `q` (int32[rows, n + 2 margin]); return how many outliers.
 
     Their positions go to `outliers` (int64), as many as fit. `starts` (int64) is on the device too.
     """
