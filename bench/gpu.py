@@ -100,7 +100,7 @@ def field_subject(x: torch.Tensor) -> Subject:
     y = torch.empty_like(flat)
 
     def forward() -> None:
-        quantiser.quantise(flat, starts, _STEP, _LIMIT, _MARGIN, q, outliers)
+        quantiser.quantise_floats(flat, starts, _STEP, _LIMIT, _MARGIN, q, outliers)
         predictor.fill_margins(q, edges, per_plane, 1, False)
         predictor.encode(q, edges, per_plane, 1, weights, 0, residual)
 

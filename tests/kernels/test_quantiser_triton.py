@@ -35,7 +35,7 @@ def test_device_agrees(dtype, num_rows: int, num: int, margin: int, room: int, b
     q, outliers = np.full((num_rows, num + 2 * margin), 7, np.int32), np.full(room, 7, np.uint32)
     device_q, device_outliers = there(q), there(outliers.astype(np.int64))
     count = ref.quantise(x, starts, 0.012, bound, ref.NONE, margin, q, outliers)
-    assert triton.quantise(there(x), there(starts), 0.012, bound, margin, device_q, device_outliers) == count
+    assert triton.quantise_floats(there(x), there(starts), 0.012, bound, margin, device_q, device_outliers) == count
     assert np.array_equal(device_q.cpu().numpy(), q)
     assert np.array_equal(device_outliers.cpu().numpy(), outliers)
     assert room != 40 or np.isinf(bound) or count > room  # more than fit
@@ -63,7 +63,7 @@ def test_rows_that_overlap_nothing() -> None:
     q, device_q = np.zeros((3, 54), np.int32), there(np.zeros((3, 54), np.int32))
     outliers, device_outliers = np.zeros(150, np.uint32), there(np.zeros(150, np.int64))
     count = ref.quantise(x, starts, 0.01, 0.005, ref.NONE, 2, q, outliers)
-    assert triton.quantise(there(x), there(starts), 0.01, 0.005, 2, device_q, device_outliers) == count
+    assert triton.quantise_floats(there(x), there(starts), 0.01, 0.005, 2, device_q, device_outliers) == count
     assert np.array_equal(device_q.cpu().numpy(), q)
 
 

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from trimtab.kernels.quantiser.ref import _EXP2, _ROUND, LIMIT
 
-__all__ = ["LIMIT", "dequantise", "dequantise_exp2", "extent", "quantise"]
+__all__ = ["LIMIT", "dequantise", "dequantise_exp2", "extent", "quantise_floats"]
 
 _BOUND = tl.constexpr(LIMIT)
 _NEAREST = tl.constexpr(_ROUND)
@@ -33,7 +33,7 @@ def extent(x: torch.Tensor) -> tuple[float, float]:
     return low, high
 
 
-def quantise(
+def quantise_floats(
     x: torch.Tensor,
     starts: torch.Tensor,
     step: float,
@@ -42,7 +42,7 @@ def quantise(
     q: torch.Tensor,
     outliers: torch.Tensor,
 ) -> int:
-    """Quantise rows of `x`, without further rounding, into `q` (int32[rows, n + 2 margin]); return how many outliers.
+    """Do as `quantise` without further rounding: write `q` (int32[rows, n + 2 margin]), return how many outliers.
 
     Their positions go to `outliers` (int64), as many as fit. `starts` (int64) is on the device too.
     """
