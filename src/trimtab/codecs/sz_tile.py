@@ -11,19 +11,42 @@ import numpy as np
 import zstandard
 
 from trimtab import kernels
-from trimtab.codecs.prediction import fit, lorenzo_weights
-from trimtab.codecs.sz_tokens import Level, decode_tokens, encode_tokens
+from trimtab.codecs.prediction import fit
+from trimtab.codecs.sz_chunks import ChunkCoder
+from trimtab.codecs.sz_tokens import decode_tokens, encode_tokens
 from trimtab.codecs.tiling import Tile
 from trimtab.errors import Corrupt
 from trimtab.kernels.predictor.ref import NUM_TAPS
-from trimtab.packed import digest
+from trimtab.packed import Digest, digest
 
 Scale = Literal["linear", "log2"]
 """What the quantiser's integers are uniform in: the values, or the logarithms of their magnitudes."""
 
+Level = Literal["fast", "balanced"]
+"""How much time the encoder and the decoder may take for a better ratio."""
+
+CONTEXTS, CHUNKS = 0, 1
+"""How a payload holds its integers: residuals of fitted weights coded in contexts, or as `ChunkCoder` codes them."""
+
 _HEAD = struct.Struct("<BB7I")
 _MAX_SHIFT = 16
 _MAX_FILL_VALUES = 4  # different outliers that may be many: they take few bytes
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """A tile's integers and outliers, coded."""
+
+    shift: int
+    coding: int
+    weights: np.ndarray
+    block: list[bytes | np.ndarray]
+    extra: np.ndarray
+    outliers: np.ndarray
+    values: np.ndarray
+    signs: np.ndarray
+    zeros: np.ndarray
+    digest: int
 
 
 @dataclass(frozen=True)
@@ -40,29 +63,81 @@ class TileCoder:
 
         `flat` is the whole array in C order. No integer that an element quantises to exceeds `largest` in magnitude.
         """
+        if level == "fast":
+            coded = self._encode_by_chunks(flat, limit) if self._is_direct(flat) else self._encode_chunks(flat, limit)
+        else:
+            coded = self._encode_fitted(flat, limit, largest)
+        if coded is None:
+            return None
+        gaps = np.diff(coded.outliers, prepend=np.uint32(0)).astype("<u4")
+        packed = [_deflate(section) for section in (gaps, coded.values, coded.signs, coded.zeros)]
+        lengths = sum(map(len, coded.block)), coded.extra.size, coded.outliers.size, *map(len, packed)
+        head = _HEAD.pack(coded.shift, coded.coding, *lengths) + coded.weights.astype("<i2").tobytes()
+        sections = [head, *coded.block, coded.extra, *packed]
+        return np.concatenate([np.frombuffer(section, np.uint8) for section in sections]), coded.digest
+
+    def _encode_fitted(self, flat: np.ndarray, limit: float, largest: int) -> _Coded | None:
         tile = self.tile
         q, outliers, signs, zeros = self.quantise(flat, limit)
         values = tile.take(flat, outliers)
-        if outliers.size > tile.num_elements // 64 and _num_distinct(values) > _MAX_FILL_VALUES:
+        if self._too_many(values):
             return None
         y = self._stand_in(q, signs, zeros, flat.dtype)
         y[outliers] = values
         predictor = kernels.load("predictor")
         edges = predictor.band_edges(tile.num_rows, tile.rows_per_plane)
         predictor.fill_margins(q, edges, tile.rows_per_plane, tile.lane, tile.linear)
-        weights, shift = (lorenzo_weights(len(tile.shape)), 0) if level == "fast" else fit(q, tile, largest)
+        weights, shift = fit(q, tile, largest)
         residual = np.empty((tile.num_rows, tile.row_length), np.int32)
         predictor.encode(q, edges, tile.rows_per_plane, tile.lane, weights, shift, residual)
         coder = kernels.load("tokens")
         tokens = np.empty((tile.num_rows, tile.row_length), np.uint8)
         extra = np.empty(coder.max_extra_size(tokens.size), np.uint8)
-        extra_size = coder.encode(residual, 0, tokens, extra)
-        coding, block = encode_tokens(tokens, tile.context_distance, level)
-        gaps = np.diff(outliers, prepend=np.uint32(0)).astype("<u4")
-        packed = [_deflate(section) for section in (gaps, values, signs, zeros)]
-        head = _HEAD.pack(shift, coding, block.size, extra_size, outliers.size, *map(len, packed))
-        sections = [head + weights.astype("<i2").tobytes(), block, extra[:extra_size], *packed]
-        return np.concatenate([np.frombuffer(section, np.uint8) for section in sections]), digest(y)
+        extra = extra[: coder.encode(residual, 0, tokens, extra)]
+        block = [encode_tokens(tokens, tile.context_distance)]
+        return _Coded(shift, CONTEXTS, weights, block, extra, outliers, values, signs, zeros, digest(y))
+
+    def _encode_chunks(self, flat: np.ndarray, limit: float) -> _Coded | None:
+        tile, coder = self.tile, ChunkCoder(self.tile)
+        q, outliers, signs, zeros = self.quantise(flat, limit)
+        values = tile.take(flat, outliers)
+        if self._too_many(values):
+            return None
+        y = self._stand_in(q, signs, zeros, flat.dtype)
+        y[outliers] = values
+        integers = q[:, tile.margin : tile.margin + tile.row_length].reshape(-1)
+        block = [part for start, stop in coder.ranges for part in coder.encode(coder.rows(integers[start:stop]))]
+        return _Coded(0, CHUNKS, _NO_WEIGHTS, block, _NO_MASK, outliers, values, signs, zeros, digest(y))
+
+    def _encode_by_chunks(self, flat: np.ndarray, limit: float) -> _Coded | None:
+        """Quantise and check chunk by chunk too, so that nothing leaves the cache before it is coded."""
+        tile, coder, checksum = self.tile, ChunkCoder(self.tile), Digest()
+        quantiser, starts = kernels.load("quantiser"), tile.starts()
+        room, places, y = (
+            np.empty(coder.size, np.int32),
+            np.empty(coder.size, np.uint32),
+            np.empty(coder.size, flat.dtype),
+        )
+        block: list[bytes | np.ndarray] = []
+        found = [np.empty(0, np.uint32)]
+        for start, stop in coder.ranges:
+            q, part = coder.rows(room[: stop - start]), y[: stop - start]
+            count = quantiser.quantise(flat, coder.starts(starts, start, stop), self.step, limit, 0, q, places)
+            quantiser.dequantise(q, np.arange(len(q)) * q.shape[1], self.step, 0, part)
+            if count:
+                found.append(places[:count] + np.uint32(start))
+                part[places[:count]] = tile.take(flat, found[-1])
+                if self._too_many(tile.take(flat, np.concatenate(found))):
+                    return None
+            checksum.add(part)
+            block += coder.encode(q)
+        outliers = np.concatenate(found)
+        values = tile.take(flat, outliers)
+        return _Coded(0, CHUNKS, _NO_WEIGHTS, block, _NO_MASK, outliers, values, _NO_MASK, _NO_MASK, checksum.value)
+
+    def _too_many(self, outliers: np.ndarray) -> bool:
+        """Whether so many elements, of these values, are better not kept as they are."""
+        return outliers.size > self.tile.num_elements // 64 and _num_distinct(outliers) > _MAX_FILL_VALUES
 
     def decode(self, payload: np.ndarray, flat: np.ndarray) -> None:
         """Write the tile's elements into `flat`, the whole array in C order.
@@ -71,29 +146,29 @@ class TileCoder:
             Corrupt: the payload contradicts itself.
         """
         tile = self.tile
-        num_weights = NUM_TAPS[len(tile.shape) - 1]
-        start = _HEAD.size + 2 * num_weights
-        if payload.size < start:
-            raise Corrupt(f"a tile of {payload.size} bytes has no room for its head of {start}")
+        if payload.size < _HEAD.size:
+            raise Corrupt(f"a tile of {payload.size} bytes has no room for its head of {_HEAD.size}")
         shift, coding, *lengths = _HEAD.unpack(payload[: _HEAD.size].tobytes())
+        start = _HEAD.size + (2 * NUM_TAPS[len(tile.shape) - 1] if coding == CONTEXTS else 0)
         num_outliers = lengths.pop(2)
-        if shift > _MAX_SHIFT or num_outliers > tile.num_elements or start + sum(lengths) != payload.size:
+        fits = coding in (CONTEXTS, CHUNKS) and shift <= _MAX_SHIFT and num_outliers <= tile.num_elements
+        if not fits or start + sum(lengths) != payload.size:
             raise Corrupt(
-                f"a tile's head does not fit it: shift {shift}, {num_outliers} outliers among {tile.num_elements} "
-                f"elements, sections of {lengths} bytes after {start} in {payload.size}"
+                f"a tile's head does not fit it: coding {coding}, shift {shift}, {num_outliers} outliers among "
+                f"{tile.num_elements} elements, sections of {lengths} bytes after {start} in {payload.size}"
             )
         weights = payload[_HEAD.size : start].copy().view("<i2").astype(np.int32)
         ends = np.cumsum([start, *lengths])
         block, extra, gaps, values, signs, zeros = (payload[a:b] for a, b in itertools.pairwise(ends))
-        q = self._decode_integers(coding, block, extra, weights, shift)
         positions = _inflate(gaps, "<u4", num_outliers).astype(np.int64).cumsum()
         if num_outliers and positions[-1] >= tile.num_elements:
             raise Corrupt(f"an outlier stands at {positions[-1]} in a tile of {tile.num_elements} elements")
-        if self.scale == "linear" and flat.dtype == self.dtype:
-            kernels.load("quantiser").dequantise(q, tile.starts(), self.step, tile.margin, tile.clip(flat))
+        if self._is_direct(flat):
+            self._decode_linear(coding, block, extra, weights, shift, flat)
         else:
             bitmap_size = (tile.num_elements + 7) // 8
             signs, zeros = (_inflate(mask, "u1", bitmap_size if mask.size else 0) for mask in (signs, zeros))
+            q = self._decode_integers(coding, block, extra, weights, shift)
             tile.view(flat)[...] = self._stand_in(q, signs, zeros, flat.dtype).reshape(tile.extents)
         tile.put(flat, positions, _inflate(values, flat.dtype, num_outliers))
 
@@ -117,7 +192,7 @@ class TileCoder:
         quantise = kernels.load("quantiser").quantise
         q = np.empty((tile.num_rows, tile.row_length + 2 * tile.margin), np.int32)
         outliers = np.empty(tile.num_rows * tile.row_length, np.uint32)
-        if self.scale == "linear" and flat.dtype == self.dtype:
+        if self._is_direct(flat):
             count = quantise(tile.clip(flat), tile.starts(), self.step, limit, tile.margin, q, outliers)
             return q, outliers[:count].copy(), _NO_MASK, _NO_MASK
         x = np.ascontiguousarray(tile.view(flat)).reshape(-1)
@@ -158,13 +233,32 @@ class TileCoder:
         with np.errstate(over="ignore"):
             return y.astype(dtype, copy=False)
 
+    def _decode_linear(
+        self, coding: int, block: np.ndarray, extra: np.ndarray, weights: np.ndarray, shift: int, flat: np.ndarray
+    ) -> None:
+        tile, dequantise = self.tile, kernels.load("quantiser").dequantise
+        if coding != CHUNKS:
+            q = self._decode_integers(coding, block, extra, weights, shift)
+            dequantise(q, tile.starts(), self.step, tile.margin, tile.clip(flat))
+            return
+        coder, starts = ChunkCoder(tile), tile.starts()
+        for start, stop, q in coder.decode(block):
+            dequantise(q, coder.starts(starts, start, stop), self.step, 0, flat)
+
     def _decode_integers(
         self, coding: int, block: np.ndarray, extra: np.ndarray, weights: np.ndarray, shift: int
     ) -> np.ndarray:
+        """Return the integers in rows with margins, in which there may be anything."""
         tile = self.tile
-        tokens = np.empty((tile.num_rows, tile.row_length), np.uint8)
-        decode_tokens(coding, block, tile.context_distance, tokens)
         q = np.empty((tile.num_rows, tile.row_length + 2 * tile.margin), np.int32)
+        if coding == CHUNKS:
+            integers = np.empty(tile.num_rows * tile.row_length, np.int32)
+            for start, stop, rows in ChunkCoder(tile).decode(block):
+                integers[start:stop] = rows.reshape(-1)
+            q[:, tile.margin : tile.margin + tile.row_length] = integers.reshape(tile.num_rows, -1)
+            return q
+        tokens = np.empty((tile.num_rows, tile.row_length), np.uint8)
+        decode_tokens(block, tile.context_distance, tokens)
         if kernels.load("tokens").decode(tokens, extra, tile.margin, q) != 0:
             raise Corrupt("a tile's extra bits do not match its tokens")
         predictor = kernels.load("predictor")
@@ -172,8 +266,13 @@ class TileCoder:
         predictor.decode(q, edges, tile.rows_per_plane, tile.lane, tile.linear, weights, shift)
         return q
 
+    def _is_direct(self, flat: np.ndarray) -> bool:
+        """Whether elements and integers become one another without a step between."""
+        return self.scale == "linear" and flat.dtype == self.dtype
+
 
 _NO_MASK = np.empty(0, np.uint8)
+_NO_WEIGHTS = np.empty(0, np.int32)
 
 
 def _num_distinct(values: np.ndarray) -> int:
