@@ -66,7 +66,8 @@ from trimtab import kernels
 from trimtab.bounds import PSNR, Abs, Bound, Lossless, PointwiseRel, Rel
 from trimtab.codecs.codec import describe
 from trimtab.codecs.enec import ENEC
-from trimtab.codecs.sz_tile import Level, Scale, TileCoder
+from trimtab.codecs.sz_tile import Scale, TileCoder
+from trimtab.codecs.sz_tokens import Level
 from trimtab.codecs.tiling import MAX_TILE_SIZE, Fold, Tile
 from trimtab.dtypes import FLOATS, dtype_name, numpy_dtype
 from trimtab.errors import BoundError, Corrupt, ShapeError

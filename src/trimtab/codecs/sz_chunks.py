@@ -57,7 +57,7 @@ class ChunkCoder:
         self._difference("encode", q)
         z = q.reshape(-1).view(np.uint32)
         coder = kernels.load("symbols")
-        shift = coder.choose_shift(z[:: -(-z.size // MAX_SAMPLE)].copy())
+        shift = coder.choose_shift(z[:: z.size // MAX_SAMPLE + 1 | 1].copy())
         symbols, low = self._symbols[: z.size], self._planes(shift, z.size)
         listed = np.empty(z.size, np.int32)
         num_listed, num_zeros = coder.split(z, shift, symbols, low, listed)

@@ -13,7 +13,7 @@ import zstandard
 from trimtab import kernels
 from trimtab.codecs.prediction import fit
 from trimtab.codecs.sz_chunks import ChunkCoder
-from trimtab.codecs.sz_tokens import decode_tokens, encode_tokens
+from trimtab.codecs.sz_tokens import CHUNKS, CONTEXTS, Level, decode_tokens, encode_tokens
 from trimtab.codecs.tiling import Tile
 from trimtab.errors import Corrupt
 from trimtab.kernels.predictor.ref import NUM_TAPS
@@ -21,12 +21,6 @@ from trimtab.packed import Digest, digest
 
 Scale = Literal["linear", "log2"]
 """What the quantiser's integers are uniform in: the values, or the logarithms of their magnitudes."""
-
-Level = Literal["fast", "balanced"]
-"""How much time the encoder and the decoder may take for a better ratio."""
-
-CONTEXTS, CHUNKS = 0, 1
-"""How a payload holds its integers: residuals of fitted weights coded in contexts, or as `ChunkCoder` codes them."""
 
 _HEAD = struct.Struct("<BB7I")
 _MAX_SHIFT = 16

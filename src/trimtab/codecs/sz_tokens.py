@@ -1,11 +1,19 @@
-"""The entropy stage of SZ's fitted weights: a tile's tokens to a block of bytes and back."""
+"""The entropy stage of SZ: a tile's tokens to a block of bytes and back."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 
 from trimtab import kernels
 from trimtab.errors import Corrupt
+
+Level = Literal["fast", "balanced"]
+"""How much time the encoder and the decoder may take for a better ratio."""
+
+CONTEXTS, CHUNKS = 0, 1
+"""What a payload holds of its integers: tokens coded in contexts, or what `trimtab.codecs.sz_chunks` makes of them."""
 
 
 def encode_tokens(tokens: np.ndarray, context_distance: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Unsigned integers as byte symbols, fast: see ref.py for the format.
 
-Large integers are rare: a word of eight symbols is looked at as a whole. The decoder counts what it takes from the list.
+Large integers are rare: a word of eight symbols is looked at as a whole. The decoder counts what it takes off the list.
 """
 
 from __future__ import annotations

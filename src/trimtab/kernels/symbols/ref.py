@@ -58,7 +58,7 @@ def split(z: np.ndarray, shift: int, symbols: np.ndarray, low: np.ndarray, liste
 def merge(symbols: np.ndarray, low: np.ndarray, listed: np.ndarray, shift: int, z: np.ndarray) -> int:
     """Fill `z` (uint32[n]) from what `split` made of it; return 0, or -1 if the list is not as long as it should be."""
     large = symbols == ESCAPE
-    if symbols.size and symbols.max() > ESCAPE or large.sum() != listed.size:
+    if (symbols.size and symbols.max() > ESCAPE) or large.sum() != listed.size:
         return -1
     z[:] = symbols.astype(np.uint32) << np.uint32(shift)
     for p in range(num_planes(shift)):
