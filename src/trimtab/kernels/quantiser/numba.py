@@ -53,33 +53,30 @@ def extent(x):
 def quantise(x, starts, step, bound, margin, q, outliers):
     num = q.shape[1] - 2 * margin
     inverse, count = 1.0 / step, 0
-    good = np.empty(min(num, _BLOCK), np.uint8)
-    stand_in = np.empty(min(num, _BLOCK), x.dtype)
     for r in range(starts.size):
         start = starts[r]
         size = min(num, x.size - start)
         for o in range(0, size, _BLOCK):
             piece = x[start + o : start + min(o + _BLOCK, size)]
             values = q[r, margin + o : margin + o + piece.size]
-            g, y = good[: piece.size], stand_in[: piece.size]
+            num_good = np.int64(0)
             for k in range(piece.size):
-                v = f64(piece[k]) * inverse
-                inside = abs(v) < LIMIT
-                v = ((v if inside else 0.0) + _ROUND) - _ROUND
-                values[k] = i32(v)
-                y[k] = v * step
-                g[k] = np.uint8(inside)
-            num_good = 0
+                v = f64(piece[k])
+                rounded = v * inverse
+                inside = abs(rounded) < LIMIT
+                rounded = ((rounded if inside else 0.0) + _ROUND) - _ROUND
+                values[k] = i32(rounded)
+                num_good += np.int64(inside & (abs(f64(x.dtype.type(rounded * step)) - v) <= bound))
+            if num_good == piece.size:
+                continue
             for k in range(piece.size):
-                g[k] = np.uint8(g[k] & np.uint8(abs(f64(y[k]) - f64(piece[k])) <= bound))
-                num_good += g[k]
-            if num_good < piece.size:
-                for k in range(piece.size):
-                    if g[k] == 0:
-                        values[k] = q[r, margin + o + k - 1] if o + k > 0 else i32(0)
-                        if count < outliers.size:
-                            outliers[count] = np.uint32(r * num + o + k)
-                        count += 1
+                v = f64(piece[k])
+                stand_in = f64(x.dtype.type(f64(values[k]) * step))
+                if not (abs(v * inverse) < LIMIT and abs(stand_in - v) <= bound):
+                    values[k] = q[r, margin + o + k - 1] if o + k > 0 else i32(0)
+                    if count < outliers.size:
+                        outliers[count] = np.uint32(r * num + o + k)
+                    count += 1
         for k in range(max(size, 0), num):
             q[r, margin + k] = q[r, margin + k - 1] if k > 0 else i32(0)
     return count
