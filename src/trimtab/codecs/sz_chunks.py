@@ -29,54 +29,57 @@ class ChunkCoder:
     """
 
     def __init__(self, tile: Tile) -> None:
-        self._tile = tile
+        num, self._linear, self._row_length, self._lane = tile.num_elements, tile.linear, tile.row_length, tile.lane
+        self._rows_per_plane = 1 if tile.linear else tile.rows_per_plane
         size = _CHUNK_SIZE if tile.linear else max(_CHUNK_SIZE // tile.row_length, 1) * tile.row_length
-        num = tile.num_elements
         self.ranges = [(start, min(start + size, num)) for start in range(0, num, size)]
         self.size = self.ranges[0][1]
         self._row = 0
-        length = self.size if tile.linear else tile.row_length
-        self._above = np.zeros(length, np.int32)
-        self._before = np.zeros((tile.rows_per_plane if len(tile.shape) == 3 else 0, length), np.int32)
+        self._above = np.zeros(self.size if tile.linear else tile.row_length, np.int32)
+        num_kept = tile.rows_per_plane if len(tile.shape) == 3 else 0
+        self._before = np.zeros((num_kept, self._above.size), np.int32)
         self._symbols = np.empty(self.size, np.uint8)
         self._folded = np.empty(self.size + 8, np.uint8)
+        self._listed = np.empty(self.size, np.int32)
         self._low = np.empty(num_planes(MAX_SHIFT) * self.size, np.uint8)
+        operations = "lorenzo", "symbols", "runs", "huffman", "tokens", "halving"
+        self._lorenzo, self._bytes, self._runs, self._huffman, self._tokens, self._halving = map(
+            kernels.load, operations
+        )
 
     def rows(self, integers: np.ndarray) -> np.ndarray:
         """Return the integers of a chunk as rows."""
-        return integers.reshape(1, -1) if self._tile.linear else integers.reshape(-1, self._tile.row_length)
+        return integers.reshape(1 if self._linear else -1, -1 if self._linear else self._row_length)
 
     def starts(self, starts: np.ndarray, start: int, stop: int) -> np.ndarray:
         """Return where the rows of a chunk start in the flat array, given where those of the tile do."""
-        if self._tile.linear:
+        if self._linear:
             return starts[:1] + start
-        return starts[start // self._tile.row_length : stop // self._tile.row_length]
+        return starts[start // self._row_length : stop // self._row_length]
 
     def encode(self, q: np.ndarray) -> Iterator[bytes | np.ndarray]:
         """Yield the parts of a chunk's code; its integers (int32 rows) are overwritten."""
-        self._difference("encode", q)
+        self._lorenzo.encode(*self._along(q))
         z = q.reshape(-1).view(np.uint32)
-        coder = kernels.load("symbols")
-        shift = coder.choose_shift(z[:: z.size // MAX_SAMPLE + 1 | 1].copy())
+        shift = self._bytes.choose_shift(z[:: z.size // MAX_SAMPLE + 1 | 1].copy())
         symbols, low = self._symbols[: z.size], self._planes(shift, z.size)
-        listed = np.empty(z.size, np.int32)
-        num_listed, num_zeros = coder.split(z, shift, symbols, low, listed)
+        listed = self._listed[: z.size]
+        num_listed, num_zeros = self._bytes.split(z, shift, symbols, low, listed)
         coding = _RUNS if num_zeros >= _RUNS_PAY * z.size else _SYMBOLS
         if coding == _RUNS:
-            symbols = self._folded[: kernels.load("runs").fold(symbols, self._folded)]
-        huffman = kernels.load("huffman")
+            symbols = self._folded[: self._runs.fold(symbols, self._folded)]
         counts = np.empty(256, np.int64)
-        huffman.histogram(symbols, counts)
-        block = np.empty(huffman.max_block_size(symbols.size), np.uint8)
-        block = block[: huffman.encode_block(symbols, counts, block)]
+        self._huffman.histogram(symbols, counts)
+        block = np.empty(self._huffman.max_block_size(symbols.size), np.uint8)
+        block = block[: self._huffman.encode_block(symbols, counts, block)]
         tokens = np.empty((1, num_listed), np.uint8)
-        extra = np.empty(kernels.load("tokens").max_extra_size(num_listed), np.uint8)
-        extra = extra[: kernels.load("tokens").encode(listed[None, :num_listed], 0, tokens, extra)]
+        extra = np.empty(self._tokens.max_extra_size(num_listed), np.uint8)
+        extra = extra[: self._tokens.encode(listed[None, :num_listed], 0, tokens, extra)]
         yield _HEAD.pack(shift, coding, symbols.size, block.size, num_listed, extra.size)
         yield block
         for width, plane in zip(_widths(shift), low, strict=True):
-            packed = np.empty(kernels.load("halving").packed_bytes(z.size, width), np.uint8)
-            kernels.load("halving").pack(plane, width, packed)
+            packed = np.empty(self._halving.packed_bytes(z.size, width), np.uint8)
+            self._halving.pack(plane, width, packed)
             yield packed
         yield tokens[0]
         yield extra
@@ -101,10 +104,9 @@ class ChunkCoder:
         if code.size < _HEAD.size:
             raise Corrupt(f"{code.size} bytes are left for a chunk, which has a head of {_HEAD.size}")
         shift, coding, num_symbols, *sizes = _HEAD.unpack(code[: _HEAD.size].tobytes())
-        halving = kernels.load("halving")
         if shift > MAX_SHIFT or num_symbols > z.size or (coding == _SYMBOLS and num_symbols != z.size):
             raise Corrupt(f"a chunk of {z.size} elements has {num_symbols} symbols and a shift of {shift}")
-        sizes[1:1] = [halving.packed_bytes(z.size, width) for width in _widths(shift)]
+        sizes[1:1] = [self._halving.packed_bytes(z.size, width) for width in _widths(shift)]
         if _HEAD.size + sum(sizes) > code.size:
             raise Corrupt(f"a chunk's sections of {sizes} bytes do not fit in {code.size}")
         sections, end = [], _HEAD.size
@@ -114,29 +116,27 @@ class ChunkCoder:
         block, *planes, tokens, extra = sections
         symbols, low = self._symbols[: z.size], self._planes(shift, z.size)
         if coding == _SYMBOLS:
-            good = kernels.load("huffman").decode_block(block, symbols) == 0
+            good = self._huffman.decode_block(block, symbols) == 0
         else:
             folded = self._folded[:num_symbols]
-            good = coding == _RUNS and kernels.load("huffman").decode_block(block, folded) == 0
-            good = good and kernels.load("runs").unfold(folded, symbols) == 0
+            good = coding == _RUNS and self._huffman.decode_block(block, folded) == 0
+            good = good and self._runs.unfold(folded, symbols) == 0
         listed = np.empty((1, tokens.size), np.int32)
-        coder = kernels.load("tokens")
-        good = good and (not tokens.size or int(tokens.max()) < coder.NUM_TOKENS)
-        if not good or coder.decode(tokens[None], extra, 0, listed) != 0:
+        good = good and (not tokens.size or int(tokens.max()) < self._tokens.NUM_TOKENS)
+        if not good or self._tokens.decode(tokens[None], extra, 0, listed) != 0:
             raise Corrupt(f"a chunk's block of {block.size} bytes, coding {coding}, or its list is damaged")
         for width, plane, packed in zip(_widths(shift), low, planes, strict=True):
-            halving.unpack(packed, width, plane)
-        if kernels.load("symbols").merge(symbols, low, listed[0], shift, z) != 0:
+            self._halving.unpack(packed, width, plane)
+        if self._bytes.merge(symbols, low, listed[0], shift, z) != 0:
             raise Corrupt(f"a chunk's symbols do not list {tokens.size} integers")
-        self._difference("decode", q)
+        self._lorenzo.decode(*self._along(q))
         return end
 
-    def _difference(self, way: str, q: np.ndarray) -> None:
-        tile = self._tile
-        along = getattr(kernels.load("lorenzo"), way)
-        per_plane = 1 if tile.linear else tile.rows_per_plane
-        along(q, self._above[: q.shape[1]], self._before, self._row, per_plane, tile.lane)
+    def _along(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, int, int]:
+        """Return what the kernel that takes differences of rows wants to know."""
+        row = self._row
         self._row += len(q)
+        return q, self._above[: q.shape[1]], self._before, row, self._rows_per_plane, self._lane
 
     def _planes(self, shift: int, size: int) -> np.ndarray:
         return self._low[: num_planes(shift) * size].reshape(-1, size)
