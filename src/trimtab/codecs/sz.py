@@ -189,7 +189,7 @@ def _encode_tiles(
     """
     sizes, digests = np.zeros(len(tiles), np.uint64), [0] * len(tiles)
     data = np.empty(int(_WORTH * flat.nbytes) - sizes.nbytes, np.uint8)
-    waiting: dict[int, np.ndarray] = {}  # payloads whose turn it is not yet: no more than there are threads, about
+    waiting: dict[int, list[np.ndarray]] = {}  # payloads whose turn it is not yet: no more than there are threads, about
     num_done = end = 0
     failed = False
     lock = threading.Lock()
@@ -206,12 +206,13 @@ def _encode_tiles(
                 return
             waiting[index], digests[index] = encoded
             while num_done in waiting and not failed:
-                payload = waiting.pop(num_done)
-                failed = end + payload.size > data.size
+                parts = waiting.pop(num_done)
+                size = sum(part.size for part in parts)
+                failed = end + size > data.size
                 if not failed:
-                    data[end : end + payload.size] = payload
-                    sizes[num_done] = payload.size
-                    num_done, end = num_done + 1, end + payload.size
+                    np.concatenate(parts, out=data[end : end + size])
+                    sizes[num_done] = size
+                    num_done, end = num_done + 1, end + size
 
     kernels.for_each(encode_tile, len(tiles))
     if failed:

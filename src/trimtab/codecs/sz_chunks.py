@@ -15,7 +15,7 @@ from trimtab.codecs.tiling import Tile
 from trimtab.errors import Corrupt
 from trimtab.kernels.symbols.ref import MAX_SAMPLE, MAX_SHIFT, num_planes
 
-_CHUNK_SIZE = 1 << 17
+_CHUNK_SIZE = 1 << 18
 _HEAD = struct.Struct("<BB4I")
 _SYMBOLS, _RUNS = 0, 1
 _RUNS_PAY = 0.6  # share of zeros from which runs make a Huffman code shorter, and quicker

@@ -52,8 +52,10 @@ class TileCoder:
     step: float
     dtype: np.dtype
 
-    def encode(self, flat: np.ndarray, limit: float, largest: int, level: Level) -> tuple[np.ndarray, int] | None:
-        """Return the payload (uint8) and the digest of what it decodes to; None if too many elements miss the limit.
+    def encode(self, flat: np.ndarray, limit: float, largest: int, level: Level) -> tuple[list[np.ndarray], int] | None:
+        """Return the payload, in parts (uint8), and the digest of what it decodes to.
+
+        None if too many elements miss the limit.
 
         `flat` is the whole array in C order. No integer that an element quantises to exceeds `largest` in magnitude.
         """
@@ -68,7 +70,7 @@ class TileCoder:
         lengths = sum(map(len, coded.block)), coded.extra.size, coded.outliers.size, *map(len, packed)
         head = _HEAD.pack(coded.shift, coded.coding, *lengths) + coded.weights.astype("<i2").tobytes()
         sections = [head, *coded.block, coded.extra, *packed]
-        return np.concatenate([np.frombuffer(section, np.uint8) for section in sections]), coded.digest
+        return [np.frombuffer(section, np.uint8) for section in sections], coded.digest
 
     def _encode_fitted(self, flat: np.ndarray, limit: float, largest: int) -> _Coded | None:
         tile = self.tile

@@ -10,6 +10,7 @@ from numba import types
 
 from trimtab.kernels.jit import kernel
 from trimtab.kernels.quantiser.ref import _EXP2, _ROUND, LIMIT
+from trimtab.kernels.words import prefetch
 
 __all__ = ["LIMIT", "dequantise", "dequantise_exp2", "extent", "quantise"]
 
@@ -17,6 +18,7 @@ _FLOATS = (types.float32, types.float64)
 _STARTS = types.Array(types.int64, 1, "C", readonly=True)
 _MATRIX = types.Array(types.int32, 2, "C", readonly=True)
 _BLOCK = 4096
+_AHEAD = 8
 _NUM_LANES = 512
 _COEFFICIENTS = np.array(_EXP2)
 f64, i32 = np.float64, np.int32
@@ -53,8 +55,13 @@ def extent(x):
 def quantise(x, starts, step, bound, margin, q, outliers):
     num = q.shape[1] - 2 * margin
     inverse, count = 1.0 / step, 0
+    base = types.uintp(x.ctypes.data)
     for r in range(starts.size):
         start = starts[r]
+        if num < _BLOCK:  # the hardware does not foresee short rows that do not follow one another
+            ahead = base + types.uintp(starts[min(r + _AHEAD, starts.size - 1)] * x.itemsize)
+            for k in range(0, num * x.itemsize, 64):
+                prefetch(ahead + types.uintp(k))
         size = min(num, x.size - start)
         for o in range(0, size, _BLOCK):
             piece = x[start + o : start + min(o + _BLOCK, size)]
