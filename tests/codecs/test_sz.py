@@ -85,7 +85,7 @@ def test_bound_holds_on_anything(data, dtype, shape, scale, bound, level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("bound", [Rel(1e-3), Rel(0.1), PointwiseRel(1e-3)], ids=str)
+@pytest.mark.parametrize("bound", [Rel(1e-6), Rel(1e-3), Rel(0.1), PointwiseRel(1e-3)], ids=str)
 @pytest.mark.parametrize("shape", [(300,), (19, 23), (40, 3), (7, 9, 10), (36, 4, 6)], ids=str)
 def test_back_ends_agree(shape, bound, level):
     x = wave(shape)
@@ -199,7 +199,7 @@ def broken(packed: Packed, header: dict[str, object] | None = None, **buffers: n
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("bound", [Rel(1e-3), Rel(0.2), PointwiseRel(1e-2)], ids=str)
+@pytest.mark.parametrize("bound", [Rel(1e-5), Rel(1e-3), Rel(0.2), PointwiseRel(1e-2)], ids=str)
 def test_damage_raises_only_format_errors(bound, level):
     x = wave((9, 20, 30))
     x[::3, ::7, ::11] = 0

@@ -30,14 +30,13 @@ a plane the last two of three.
 - ``tiles``: for each tile a uint64, the bytes of its payload.
 - ``data``: the payloads, one after another. A payload:
 
-  - uint8 shift (at most 16); uint8 coding of the tokens; seven uint32: bytes of the token block B, bytes of the extra
-    bits E, number of outliers K, bytes of the gaps, of the values, of the signs and of the zeros
-  - the weights, int16: 2, 9 or 22 for a tile of one, two or three axes (`trimtab.kernels.predictor` defines the taps,
-    the bands and the order of decoding)
-  - B bytes: the tokens of all rows. Coding 0: `trimtab.kernels.ans`, where ``back`` is the rows in a plane with three
-    axes, else 2. Coding 1: `trimtab.kernels.huffman`. Coding 2: a uint32, the number of symbols, which are coded as
-    in 1 and turned into tokens by `trimtab.kernels.runs`
-  - E bytes: extra bits (`trimtab.kernels.tokens` defines how both give the residuals, in C order)
+  - uint8 shift (at most 16); uint8 coding; seven uint32: bytes of the integers B, bytes of their extra bits E, number
+    of outliers K, bytes of the gaps, of the values, of the signs and of the zeros
+  - coding 0: the weights, int16, 2, 9 or 22 for a tile of one, two or three axes (`trimtab.kernels.predictor` defines
+    the taps, the bands and the order of decoding); B bytes, the tokens of all rows (`trimtab.kernels.ans`, where
+    ``back`` is the rows in a plane with three axes, else 2); E bytes, extra bits (`trimtab.kernels.tokens` defines how
+    both give the residuals, in C order)
+  - coding 1: B bytes, the chunks (below); shift and E are 0
   - gaps: K uint32, the first outlier's position in the tile in C order, then differences to the one before
   - values: K elements as they are
   - signs, zeros: with scale "log2", bitmaps of the tile in C order, most significant bit first, padded to a byte;
@@ -45,6 +44,17 @@ a plane the last two of three.
 
   Gaps, values, signs and zeros are each a zstd frame that states its content size; they have no bytes where they are
   empty.
+
+A chunk is max(2^18 // n, 1) whole rows of n elements, or 2^18 elements of a tile of one axis; the last one has what is
+left. `trimtab.kernels.lorenzo` defines how its integers z give those of the tile; in a tile of one axis each chunk is
+a row and a plane of its own, so that nothing is carried on. It holds:
+
+- uint8 shift (at most 24); uint8 coding of the symbols; four uint32: number of symbols, bytes of their block, number of
+  listed integers L, bytes of their extra bits
+- the block, of `trimtab.kernels.huffman`: with coding 0 it holds the chunk's symbols, with coding 1 those that
+  `trimtab.kernels.runs` makes of them. `trimtab.kernels.symbols` defines how symbols, low bits and list give z
+- for each plane of low bits, lowest first, the pack of `trimtab.kernels.halving`, of the bits that the plane has
+- L tokens, a byte each, and their extra bits (`trimtab.kernels.tokens`): the list
 
 With q an integer of the tile, an element is q x step in float64, rounded to the array's dtype, for 2-byte dtypes by way
 of float32. With scale "log2" it is 2^(q step) (`trimtab.kernels.quantiser` defines this to the bit), rounded likewise
@@ -91,8 +101,8 @@ class _Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="id", tag="sz"):
     """Pack floating-point arrays within an error bound that is verified on every element.
 
-    Level "fast" predicts with Lorenzo's weights and codes with Huffman's; "balanced" fits the weights to the data and
-    codes in contexts, for a better ratio. Both levels are decoded alike.
+    Level "fast" predicts with Lorenzo's weights and codes with Huffman's, in chunks that stay in the cache; "balanced"
+    fits the weights to the data and codes in contexts, for a better ratio. Either decodes what the other packed.
     """
 
     id: ClassVar[str] = "sz"
@@ -189,7 +199,9 @@ def _encode_tiles(
     """
     sizes, digests = np.zeros(len(tiles), np.uint64), [0] * len(tiles)
     data = np.empty(int(_WORTH * flat.nbytes) - sizes.nbytes, np.uint8)
-    waiting: dict[int, list[np.ndarray]] = {}  # payloads whose turn it is not yet: no more than there are threads, about
+    waiting: dict[
+        int, list[np.ndarray]
+    ] = {}  # payloads whose turn it is not yet: no more than there are threads, about
     num_done = end = 0
     failed = False
     lock = threading.Lock()

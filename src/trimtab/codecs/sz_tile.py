@@ -55,12 +55,11 @@ class TileCoder:
     def encode(self, flat: np.ndarray, limit: float, largest: int, level: Level) -> tuple[list[np.ndarray], int] | None:
         """Return the payload, in parts (uint8), and the digest of what it decodes to.
 
-        None if too many elements miss the limit.
-
-        `flat` is the whole array in C order. No integer that an element quantises to exceeds `largest` in magnitude.
+        None if too many elements miss the limit. `flat` is the whole array in C order. No integer that an element
+        quantises to exceeds `largest` in magnitude.
         """
         if level == "fast":
-            coded = self._encode_by_chunks(flat, limit) if self._is_direct(flat) else self._encode_chunks(flat, limit)
+            coded = self._encode_direct(flat, limit) if self._is_direct(flat) else self._encode_indirect(flat, limit)
         else:
             coded = self._encode_fitted(flat, limit, largest)
         if coded is None:
@@ -90,10 +89,11 @@ class TileCoder:
         tokens = np.empty((tile.num_rows, tile.row_length), np.uint8)
         extra = np.empty(coder.max_extra_size(tokens.size), np.uint8)
         extra = extra[: coder.encode(residual, 0, tokens, extra)]
-        block = [encode_tokens(tokens, tile.context_distance)]
+        block: list[bytes | np.ndarray] = [encode_tokens(tokens, tile.context_distance)]
         return _Coded(shift, CONTEXTS, weights, block, extra, outliers, values, signs, zeros, digest(y))
 
-    def _encode_chunks(self, flat: np.ndarray, limit: float) -> _Coded | None:
+    def _encode_indirect(self, flat: np.ndarray, limit: float) -> _Coded | None:
+        """Quantise and check the whole tile, then code it in chunks."""
         tile, coder = self.tile, ChunkCoder(self.tile)
         q, outliers, signs, zeros = self.quantise(flat, limit)
         values = tile.take(flat, outliers)
@@ -105,15 +105,12 @@ class TileCoder:
         block = [part for start, stop in coder.ranges for part in coder.encode(coder.rows(integers[start:stop]))]
         return _Coded(0, CHUNKS, _NO_WEIGHTS, block, _NO_MASK, outliers, values, signs, zeros, digest(y))
 
-    def _encode_by_chunks(self, flat: np.ndarray, limit: float) -> _Coded | None:
-        """Quantise and check chunk by chunk too, so that nothing leaves the cache before it is coded."""
+    def _encode_direct(self, flat: np.ndarray, limit: float) -> _Coded | None:
+        """Quantise, check and code chunk by chunk, so that nothing leaves the cache in between."""
         tile, coder, checksum = self.tile, ChunkCoder(self.tile), Digest()
         quantiser, starts = kernels.load("quantiser"), tile.starts()
-        room, places, y = (
-            np.empty(coder.size, np.int32),
-            np.empty(coder.size, np.uint32),
-            np.empty(coder.size, flat.dtype),
-        )
+        room, y = np.empty(coder.size, np.int32), np.empty(coder.size, flat.dtype)
+        places = np.empty(coder.size, np.uint32)
         block: list[bytes | np.ndarray] = []
         found = [np.empty(0, np.uint32)]
         for start, stop in coder.ranges:
@@ -147,8 +144,8 @@ class TileCoder:
         shift, coding, *lengths = _HEAD.unpack(payload[: _HEAD.size].tobytes())
         start = _HEAD.size + (2 * NUM_TAPS[len(tile.shape) - 1] if coding == CONTEXTS else 0)
         num_outliers = lengths.pop(2)
-        fits = coding in (CONTEXTS, CHUNKS) and shift <= _MAX_SHIFT and num_outliers <= tile.num_elements
-        if not fits or start + sum(lengths) != payload.size:
+        fits = shift <= _MAX_SHIFT if coding == CONTEXTS else coding == CHUNKS and shift == lengths[1] == 0
+        if not fits or num_outliers > tile.num_elements or start + sum(lengths) != payload.size:
             raise Corrupt(
                 f"a tile's head does not fit it: coding {coding}, shift {shift}, {num_outliers} outliers among "
                 f"{tile.num_elements} elements, sections of {lengths} bytes after {start} in {payload.size}"
