@@ -58,8 +58,27 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def digest(piece: np.ndarray) -> int:
     """Return the XXH3-64 digest of the elements of `piece` in C order, little-endian."""
-    piece = np.ascontiguousarray(piece, piece.dtype.newbyteorder("<"))
-    return xxhash.xxh3_64_intdigest(piece.reshape(-1).view(np.uint8))
+    return xxhash.xxh3_64_intdigest(_plain_bytes(piece))
+
+
+class Digest:
+    """The digest of a piece that comes in parts."""
+
+    def __init__(self) -> None:
+        self._state = xxhash.xxh3_64()
+
+    def add(self, part: np.ndarray) -> None:
+        """Go on with the elements of `part` in C order."""
+        self._state.update(_plain_bytes(part))
+
+    @property
+    def value(self) -> int:
+        """What `digest` returns for all parts in one."""
+        return self._state.intdigest()
+
+
+def _plain_bytes(piece: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(piece, piece.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,7 +20,7 @@ from trimtab.codecs.enec import ENEC
 from trimtab.codecs.sz import SZ
 from trimtab.codecs.sz_interpolated import INTERPOLATED
 from trimtab.codecs.sz_tile import TileCoder
-from trimtab.codecs.sz_tokens import CONTEXTS, HUFFMAN, RUNS
+from trimtab.codecs.sz_tokens import CHUNKS, CONTEXTS
 from trimtab.codecs.tiling import MAX_TILE_SIZE, Fold
 from trimtab.dtypes import INTEGERS
 from trimtab.errors import BoundError, FormatError, ShapeError
@@ -96,7 +96,7 @@ def test_bound_holds_on_anything(data, dtype, shape, scale, bound, level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("bound", [Rel(1e-3), Rel(0.1), PointwiseRel(1e-3), PSNR(50.0)], ids=str)
+@pytest.mark.parametrize("bound", [Rel(1e-6), Rel(1e-3), Rel(0.1), PointwiseRel(1e-3), PSNR(50.0)], ids=str)
 @pytest.mark.parametrize("shape", [(300,), (19, 23), (40, 3), (7, 9, 10), (36, 4, 6)], ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.int16, np.uint64])
 def test_back_ends_agree(dtype, shape, bound, level):
@@ -447,7 +447,7 @@ def broken(packed: Packed, header: dict[str, object] | None = None, **buffers: n
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("bound", [Rel(1e-3), Rel(0.2), PointwiseRel(1e-2)], ids=str)
+@pytest.mark.parametrize("bound", [Rel(1e-5), Rel(1e-3), Rel(0.2), PointwiseRel(1e-2)], ids=str)
 def test_damage_raises_only_format_errors(bound, level):
     x = wave((9, 20, 30))
     x[::3, ::7, ::11] = 0
@@ -539,11 +539,38 @@ def test_fill_values_do_not_spoil_the_rest(fill, share):
 def test_every_coding_is_taken():
     x = wave((20, 30, 40)).round()
     rough = x + np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
-    cases = [(x, "balanced", CONTEXTS), (rough, "fast", HUFFMAN), (x, "fast", RUNS)]
-    for data, level, coding in cases:
-        packed = SZ(level=level).encode(data, Abs(0.2))
-        assert packed.buffers["data"][1] == coding
-        assert Abs(0.2).allows(data, decoded(packed))
+    peaks = rough.copy()
+    peaks[::5, ::7, ::9] = 300
+    cases = [  # data, level, bound, coding, and of a chunk the least shift, coding, and whether integers are listed
+        (x, "balanced", 0.2, CONTEXTS, None),
+        (rough, "fast", 0.2, CHUNKS, (0, 0, False)),
+        (x, "fast", 0.2, CHUNKS, (0, 1, False)),
+        (peaks, "fast", 0.2, CHUNKS, (0, 0, True)),
+        (rough, "fast", 1e-3, CHUNKS, (1, 0, False)),
+        (rough, "fast", 1e-6, CHUNKS, (9, 0, False)),
+    ]
+    for data, level, bound, coding, chunk in cases:
+        packed = SZ(level=level).encode(data, Abs(bound))
+        payload = packed.buffers["data"]
+        assert payload[1] == coding
+        assert Abs(bound).allows(data, decoded(packed))
+        if chunk:
+            shift, chunk_coding, _, _, num_listed, _ = struct.unpack_from("<BB4I", payload, 30)
+            least, expected, listed = chunk
+            assert shift >= least
+            assert chunk_coding == expected
+            assert (num_listed > 0) == listed
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("shape", [(400_000,), (3, 400, 300), (5, 140_000), (600, 500), (30_000, 3, 5)], ids=str)
+def test_chunks_join(shape, dtype):
+    x = wave(shape, dtype)
+    packed = SZ(level="fast").encode(x, Abs(0.05))
+    assert Abs(0.05).allows(x, decoded(packed))
+    assert packed.num_bytes < x.nbytes / 2
+    with pytest.raises(FormatError):
+        decoded(broken(packed, data=np.append(packed.buffers["data"], np.uint8(0)), tiles=packed.buffers["tiles"] + 1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -36,28 +36,38 @@ a plane the last two of three.
 - ``data``: the payloads, one after another. One that begins with the byte 255 is that of an interpolated tile
   (`trimtab.codecs.sz_interpolated`). Any other payload:
 
-  - uint8 shift (at most 16); uint8 coding of the tokens; seven uint32: bytes of the token block B, bytes of the extra
-    bits E, number of outliers K, bytes of the gaps, of the values, of the signs and of the zeros
-  - the weights, int16: 2, 9 or 22 for a tile of one, two or three axes (`trimtab.kernels.predictor` defines the taps,
-    the bands and the order of decoding)
-  - B bytes: the tokens of all rows. Coding 0: `trimtab.kernels.ans`, where ``back`` is the rows in a plane with three
-    axes, else 2. Coding 1: `trimtab.kernels.huffman`. Coding 2: a uint32, the number of symbols, which are coded as
-    in 1 and turned into tokens by `trimtab.kernels.runs`
-  - E bytes: extra bits (`trimtab.kernels.tokens` defines how both give the residuals, in C order)
+  - uint8 shift (at most 16); uint8 coding; seven uint32: bytes of the integers B, bytes of their extra bits E, number
+    of outliers K, bytes of the gaps, of the values, of the signs and of the zeros
+  - coding 0: the weights, int16, 2, 9 or 22 for a tile of one, two or three axes (`trimtab.kernels.predictor` defines
+    the taps, the bands and the order of decoding); B bytes, the tokens of all rows (`trimtab.kernels.ans`, where
+    ``back`` is the rows in a plane with three axes, else 2); E bytes, extra bits (`trimtab.kernels.tokens` defines how
+    both give the residuals, in C order)
+  - coding 1: B bytes, the chunks (below); shift and E are 0
   - gaps: K uint32, the first outlier's position in the tile in C order, then differences to the one before
   - values: K elements as they are
-  - signs, zeros: with scale "log2", a mask of the tile's elements; absent where no bit is set. Else uint8 coding, and a
-    block as above of one token for four bits of a row, most significant bit first; a row, padded to a multiple of eight
-    bits, is exclusive-ored with the one before
+  - signs, zeros: with scale "log2", a mask of the tile's elements; absent where no bit is set. Else one token for four
+    bits of a row, most significant bit first, coded as with coding 0; a row, padded to a multiple of eight bits, is
+    exclusive-ored with the one before
 
   Gaps and values are each a zstd frame that states its content size; they have no bytes where they are empty.
 
-With q an integer of such a tile, an element of floats is q x step in float64, rounded to the array's dtype, for 2-byte
+With q an integer of the tile, an element of floats is q x step in float64, rounded to the array's dtype, for 2-byte
 dtypes by way of float32. With scale "log2" it is 2^(q step) (`trimtab.kernels.quantiser` defines this to the bit),
 rounded likewise to float32 or float64, then zero where its bit in zeros is set, then negated where that in signs is
 set, then rounded to a 2-byte dtype. An integer element is q x step in float64, held within -2^50 and 2^50, rounded to
 the nearest integer, ties to even, plus the offset modulo 2^64, and, where it has fewer than 64 bits, held within the
 range of its dtype. Outliers are put in last.
+
+A chunk is max(2^18 // n, 1) whole rows of n elements, or 2^18 elements of a tile of one axis; the last one has what is
+left. `trimtab.kernels.lorenzo` defines how its integers z give those of the tile; in a tile of one axis each chunk is
+a row and a plane of its own, so that nothing is carried on. It holds:
+
+- uint8 shift (at most 24); uint8 coding of the symbols; four uint32: number of symbols, bytes of their block, number of
+  listed integers L, bytes of their extra bits
+- the block, of `trimtab.kernels.huffman`: with coding 0 it holds the chunk's symbols, with coding 1 those that
+  `trimtab.kernels.runs` makes of them. `trimtab.kernels.symbols` defines how symbols, low bits and list give z
+- for each plane of low bits, lowest first, the pack of `trimtab.kernels.halving`, of the bits that the plane has
+- L tokens, a byte each, and their extra bits (`trimtab.kernels.tokens`): the list
 """
 
 from __future__ import annotations
@@ -88,9 +98,9 @@ _WORTH = 0.9  # packed arrays are at most this part of the plain ones
 class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="id", tag="sz"):
     """Pack arrays of floats or integers within an error bound that is verified on every element.
 
-    Level "fast" predicts with Lorenzo's weights and codes with Huffman's; "balanced" fits the weights to the data and
-    codes in contexts, for a better ratio; "ratio" tries interpolation as well, tile by tile, and takes the time for it.
-    All levels are decoded alike.
+    Level "fast" predicts with Lorenzo's weights and codes with Huffman's, in chunks that stay in the cache; "balanced"
+    fits the weights to the data and codes in contexts, for a better ratio; "ratio" tries interpolation as well, tile by
+    tile, and takes the time for it. Each decodes what the others packed.
     """
 
     id: ClassVar[str] = "sz"
@@ -186,7 +196,7 @@ def _encode_tiles(
     """
     sizes, digests = np.zeros(len(tiles), np.uint64), [0] * len(tiles)
     data = np.empty(int(_WORTH * flat.nbytes) - sizes.nbytes, np.uint8)
-    waiting: dict[int, np.ndarray] = {}  # payloads whose turn it is not yet: no more than there are threads, about
+    waiting: dict[int, list[np.ndarray]] = {}  # payloads before their turn: no more than there are threads, about
     num_done = end = 0
     failed = False
     lock = threading.Lock()
@@ -203,12 +213,13 @@ def _encode_tiles(
                 return
             waiting[index], digests[index] = encoded
             while num_done in waiting and not failed:
-                payload = waiting.pop(num_done)
-                failed = end + payload.size > data.size
+                parts = waiting.pop(num_done)
+                size = sum(part.size for part in parts)
+                failed = end + size > data.size
                 if not failed:
-                    data[end : end + payload.size] = payload
-                    sizes[num_done] = payload.size
-                    num_done, end = num_done + 1, end + payload.size
+                    np.concatenate(parts, out=data[end : end + size])
+                    sizes[num_done] = size
+                    num_done, end = num_done + 1, end + size
 
     kernels.for_each(encode_tile, len(tiles))
     if failed:

@@ -11,16 +11,17 @@ from typing import Literal
 import numpy as np
 
 from trimtab import kernels
-from trimtab.codecs.prediction import fit, lorenzo_weights, sampled_bits
+from trimtab.codecs.prediction import fit, sampled_bits
 from trimtab.codecs.sections import deflate, inflate
+from trimtab.codecs.sz_chunks import ChunkCoder
 from trimtab.codecs.sz_interpolated import INTERPOLATED, decode_interpolated, encode_interpolated
-from trimtab.codecs.sz_tokens import Level, decode_tokens, encode_tokens
+from trimtab.codecs.sz_tokens import CHUNKS, CONTEXTS, Level, decode_tokens, encode_tokens
 from trimtab.codecs.tiling import Tile
 from trimtab.dtypes import INTEGERS
 from trimtab.errors import Corrupt
 from trimtab.kernels.predictor.ref import NUM_TAPS
 from trimtab.kernels.quantiser.ref import BFLOAT16, FLOAT16, INTEGER, LARGEST_INTEGER, NONE
-from trimtab.packed import digest
+from trimtab.packed import Digest, digest
 
 Scale = Literal["linear", "log2"]
 """What the quantiser's integers are uniform in: the values, or the logarithms of their magnitudes."""
@@ -39,6 +40,22 @@ _MAX_FILL_VALUES = 4  # different outliers that may be many: they take few bytes
 
 
 @dataclass(frozen=True)
+class _Coded:
+    """A tile's integers and outliers, coded."""
+
+    shift: int
+    coding: int
+    weights: np.ndarray
+    block: list[bytes | np.ndarray]
+    extra: np.ndarray
+    outliers: np.ndarray
+    values: np.ndarray
+    signs: np.ndarray
+    zeros: np.ndarray
+    digest: int
+
+
+@dataclass(frozen=True)
 class TileCoder:
     """Packs and unpacks one tile; of integers, `offset` (an int64) is taken first."""
 
@@ -47,27 +64,54 @@ class TileCoder:
     step: float
     offset: int = 0
 
-    def encode(
-        self, flat: np.ndarray, limit: float, largest: int, level: Level, rival: int | None = None
-    ) -> tuple[np.ndarray, int] | None:
-        """Return the payload (uint8) and the digest of what it decodes to; None if too many elements miss the limit.
+    def encode(self, flat: np.ndarray, limit: float, largest: int, level: Level) -> tuple[list[np.ndarray], int] | None:
+        """Return the payload, in parts (uint8), and the digest of what it decodes to.
 
-        None also where a sample shows that it would be far longer than `rival` bytes.
-
-        `flat` is the whole array in C order. No integer that an element quantises to exceeds `largest` in magnitude.
+        None if too many elements miss the limit. `flat` is the whole array in C order. No integer that an element
+        quantises to exceeds `largest` in magnitude.
         """
-        if level == "ratio":
-            return self._encode_shorter(flat, limit, largest)
+        if level == "fast":
+            encode = self._encode_direct if self._is_direct(flat) else self._encode_indirect
+            return self._joined(encode(flat, limit))
+        # integers are not interpolated
+        interpolates = level == "ratio" and self.scale == "linear" and flat.dtype.kind not in "iu"
+        interpolated = self._interpolated(flat, limit) if interpolates else None
+        rival = interpolated[0].size if interpolated else None
+        predicted = self._joined(self._encode_fitted(flat, limit, largest, rival))
+        if interpolated and (predicted is None or interpolated[0].size < sum(part.size for part in predicted[0])):
+            return [interpolated[0]], interpolated[1]
+        return predicted
+
+    def _joined(self, coded: _Coded | None) -> tuple[list[np.ndarray], int] | None:
+        """Return a payload, in parts, and the digest."""
+        if coded is None:
+            return None
+        gaps = np.diff(coded.outliers, prepend=np.uint32(0)).astype("<u4")
+        masks = self._encode_mask(coded.signs), self._encode_mask(coded.zeros)
+        packed = [deflate(gaps), deflate(coded.values), *masks]
+        lengths = sum(map(len, coded.block)), coded.extra.size, coded.outliers.size, *map(len, packed)
+        head = _HEAD.pack(coded.shift, coded.coding, *lengths) + coded.weights.astype("<i2").tobytes()
+        sections = [head, *coded.block, coded.extra, *packed]
+        return [np.frombuffer(section, np.uint8) for section in sections], coded.digest
+
+    def _interpolated(self, flat: np.ndarray, limit: float) -> tuple[np.ndarray, int] | None:
+        """Return the payload of the tile, interpolated, and the digest."""
+        # a limit beyond the step stands for a limit to the sum of squares, which the quantiser's own errors show
+        most = self.squared_error(flat)[0] if limit >= self.step else math.inf
+        return encode_interpolated(self.tile, _WORKING_DTYPES[flat.dtype.name], flat, self.step, limit, most)
+
+    def _encode_fitted(self, flat: np.ndarray, limit: float, largest: int, rival: int | None) -> _Coded | None:
+        """Predict with fitted weights; None also where a sample shows far more than `rival` bytes."""
         tile = self.tile
         q, outliers, signs, zeros, y = self.quantise(flat, limit)
         values = tile.take(flat, outliers)
-        if outliers.size > tile.num_elements // 64 and _num_distinct(values) > _MAX_FILL_VALUES:
+        if self._too_many(values):
             return None
         y[outliers] = values
         predictor = kernels.load("predictor")
         edges = predictor.band_edges(tile.num_rows, tile.rows_per_plane)
         predictor.fill_margins(q, edges, tile.rows_per_plane, tile.lane, tile.linear)
-        weights, shift = (lorenzo_weights(len(tile.shape)), 0) if level == "fast" else fit(q, tile, largest)
+        weights, shift = fit(q, tile, largest)
         if rival is not None and sampled_bits(q, tile, weights, shift) * tile.num_elements > _HOPELESS * 8 * rival:
             return None
         residual = np.empty((tile.num_rows, tile.row_length), np.int32)
@@ -75,13 +119,49 @@ class TileCoder:
         coder = kernels.load("tokens")
         tokens = np.empty((tile.num_rows, tile.row_length), np.uint8)
         extra = np.empty(coder.max_extra_size(tokens.size), np.uint8)
-        extra_size = coder.encode(residual, 0, tokens, extra)
-        coding, block = encode_tokens(tokens, tile.context_distance, level)
-        gaps = np.diff(outliers, prepend=np.uint32(0)).astype("<u4")
-        packed = [deflate(gaps), deflate(values), self._encode_mask(signs, level), self._encode_mask(zeros, level)]
-        head = _HEAD.pack(shift, coding, block.size, extra_size, outliers.size, *map(len, packed))
-        sections = [head + weights.astype("<i2").tobytes(), block, extra[:extra_size], *packed]
-        return np.concatenate([np.frombuffer(section, np.uint8) for section in sections]), digest(y)
+        extra = extra[: coder.encode(residual, 0, tokens, extra)]
+        block: list[bytes | np.ndarray] = [encode_tokens(tokens, tile.context_distance)]
+        return _Coded(shift, CONTEXTS, weights, block, extra, outliers, values, signs, zeros, digest(y))
+
+    def _encode_indirect(self, flat: np.ndarray, limit: float) -> _Coded | None:
+        """Quantise and check the whole tile, then code it in chunks."""
+        tile, coder = self.tile, ChunkCoder(self.tile)
+        q, outliers, signs, zeros, y = self.quantise(flat, limit)
+        values = tile.take(flat, outliers)
+        if self._too_many(values):
+            return None
+        y[outliers] = values
+        integers = q[:, tile.margin : tile.margin + tile.row_length].reshape(-1)
+        block = [part for start, stop in coder.ranges for part in coder.encode(coder.rows(integers[start:stop]))]
+        return _Coded(0, CHUNKS, _NO_WEIGHTS, block, _NO_MASK, outliers, values, signs, zeros, digest(y))
+
+    def _encode_direct(self, flat: np.ndarray, limit: float) -> _Coded | None:
+        """Quantise, check and code chunk by chunk, so that nothing leaves the cache in between."""
+        tile, coder, checksum = self.tile, ChunkCoder(self.tile), Digest()
+        quantiser, starts = kernels.load("quantiser"), tile.starts()
+        room, y = np.empty(coder.size, np.int32), np.empty(coder.size, flat.dtype)
+        places = np.empty(coder.size, np.uint32)
+        block: list[bytes | np.ndarray] = []
+        found = [np.empty(0, np.uint32)]
+        for start, stop in coder.ranges:
+            q, part = coder.rows(room[: stop - start]), y[: stop - start]
+            rows = coder.starts(starts, start, stop)
+            count = quantiser.quantise(flat, rows, self.step, limit, NONE, 0, q, places)
+            quantiser.dequantise(q, np.arange(len(q)) * q.shape[1], self.step, 0, part)
+            if count:
+                found.append(places[:count] + np.uint32(start))
+                part[places[:count]] = tile.take(flat, found[-1])
+                if self._too_many(tile.take(flat, np.concatenate(found))):
+                    return None
+            checksum.add(part)
+            block += coder.encode(q)
+        outliers = np.concatenate(found)
+        values = tile.take(flat, outliers)
+        return _Coded(0, CHUNKS, _NO_WEIGHTS, block, _NO_MASK, outliers, values, _NO_MASK, _NO_MASK, checksum.value)
+
+    def _too_many(self, outliers: np.ndarray) -> bool:
+        """Whether so many elements, of these values, are better not kept as they are."""
+        return outliers.size > self.tile.num_elements // 64 and _num_distinct(outliers) > _MAX_FILL_VALUES
 
     def decode(self, payload: np.ndarray, flat: np.ndarray) -> None:
         """Write the tile's elements into `flat`, the whole array in C order.
@@ -95,51 +175,41 @@ class TileCoder:
                 raise Corrupt(f"a tile of {flat.dtype} with scale {self.scale!r} is interpolated")
             decode_interpolated(payload, tile, _WORKING_DTYPES[flat.dtype.name], flat)
             return
-        num_weights = NUM_TAPS[len(tile.shape) - 1]
-        start = _HEAD.size + 2 * num_weights
-        if payload.size < start:
-            raise Corrupt(f"a tile of {payload.size} bytes has no room for its head of {start}")
+        if payload.size < _HEAD.size:
+            raise Corrupt(f"a tile of {payload.size} bytes has no room for its head of {_HEAD.size}")
         shift, coding, *lengths = _HEAD.unpack(payload[: _HEAD.size].tobytes())
+        start = _HEAD.size + (2 * NUM_TAPS[len(tile.shape) - 1] if coding == CONTEXTS else 0)
         num_outliers = lengths.pop(2)
-        if shift > _MAX_SHIFT or num_outliers > tile.num_elements or start + sum(lengths) != payload.size:
+        fits = shift <= _MAX_SHIFT if coding == CONTEXTS else coding == CHUNKS and shift == lengths[1] == 0
+        if not fits or num_outliers > tile.num_elements or start + sum(lengths) != payload.size:
             raise Corrupt(
-                f"a tile's head does not fit it: shift {shift}, {num_outliers} outliers among {tile.num_elements} "
-                f"elements, sections of {lengths} bytes after {start} in {payload.size}"
+                f"a tile's head does not fit it: coding {coding}, shift {shift}, {num_outliers} outliers among "
+                f"{tile.num_elements} elements, sections of {lengths} bytes after {start} in {payload.size}"
             )
         weights = payload[_HEAD.size : start].copy().view("<i2").astype(np.int32)
         ends = np.cumsum([start, *lengths])
         block, extra, gaps, values, signs, zeros = (payload[a:b] for a, b in itertools.pairwise(ends))
-        q = self._decode_integers(coding, block, extra, weights, shift)
         positions = inflate(gaps, "<u4", num_outliers).astype(np.int64).cumsum()
         if num_outliers and positions[-1] >= tile.num_elements:
             raise Corrupt(f"an outlier stands at {positions[-1]} in a tile of {tile.num_elements} elements")
-        quantiser = kernels.load("quantiser")
-        if flat.dtype.kind in "iu":
-            quantiser.dequantise_integers(q, tile.starts(), self.step, self.offset, tile.margin, tile.clip(flat))
-        elif self.scale == "linear" and flat.dtype.itemsize > 2:
-            quantiser.dequantise(q, tile.starts(), self.step, tile.margin, tile.clip(flat))
+        if self._is_direct(flat):
+            self._decode_linear(coding, block, extra, weights, shift, flat)
         else:
-            masks = self._decode_mask(signs), self._decode_mask(zeros)
-            view = tile.view(flat)
-            if flat.dtype.itemsize > 2 and view.flags.c_contiguous:
-                self._expand(q, *masks, view.reshape(-1))
-            else:
-                view[...] = self._stand_in(q, *masks, flat.dtype).reshape(tile.extents)
+            q = self._decode_integers(coding, block, extra, weights, shift)
+            self._decode_indirect(q, self._decode_mask(signs), self._decode_mask(zeros), flat)
         tile.put(flat, positions, inflate(values, flat.dtype, num_outliers))
 
-    def _encode_shorter(self, flat: np.ndarray, limit: float, largest: int) -> tuple[np.ndarray, int] | None:
-        """Encode in both ways that there are, and return the shorter payload; integers are not interpolated."""
-        if self.scale != "linear" or flat.dtype.kind in "iu":
-            return self.encode(flat, limit, largest, "balanced")
-        # a limit beyond the step stands for a limit to the sum of squares, which the quantiser's own errors show
-        most = self.squared_error(flat)[0] if limit >= self.step else math.inf
-        working = _WORKING_DTYPES[flat.dtype.name]
-        interpolated = encode_interpolated(self.tile, working, flat, self.step, limit, most)
-        rival = interpolated[0].size if interpolated else None
-        predicted = self.encode(flat, limit, largest, "balanced", rival)
-        if predicted is None or (interpolated and interpolated[0].size < predicted[0].size):
-            return interpolated
-        return predicted
+    def _decode_indirect(self, q: np.ndarray, signs: np.ndarray, zeros: np.ndarray, flat: np.ndarray) -> None:
+        """Write what integers and masks stand for."""
+        tile = self.tile
+        view = tile.view(flat)
+        if flat.dtype.kind in "iu":
+            dequantise = kernels.load("quantiser").dequantise_integers
+            dequantise(q, tile.starts(), self.step, self.offset, tile.margin, tile.clip(flat))
+        elif flat.dtype.itemsize > 2 and view.flags.c_contiguous:
+            self._expand(q, signs, zeros, view.reshape(-1))
+        else:
+            view[...] = self._stand_in(q, signs, zeros, flat.dtype).reshape(tile.extents)
 
     def squared_error(self, flat: np.ndarray, stride: int = 1) -> tuple[float, int]:
         """Return the sum of the squared errors that quantisation alone makes in every `stride`-th row of the tile.
@@ -230,7 +300,7 @@ class TileCoder:
         dequantise(q, self.tile.local_starts(), self.step, self.tile.margin, y)
         quantiser.restore(y, signs, zeros)
 
-    def _encode_mask(self, mask: np.ndarray, level: Level) -> bytes:
+    def _encode_mask(self, mask: np.ndarray) -> bytes | np.ndarray:
         """Return the section of a mask: where rows differ from those before, in fours, coded as tokens are.
 
         Nothing where no bit is set.
@@ -242,10 +312,8 @@ class TileCoder:
         rows[: mask.size] = mask
         packed = np.packbits(rows.reshape(tile.num_rows, -1), axis=1)
         packed[1:] ^= packed[:-1].copy()
-        coding, block = encode_tokens(
-            np.stack([packed >> 4, packed & 15], axis=2).reshape(tile.num_rows, -1), tile.context_distance, level
-        )
-        return bytes([coding]) + block.tobytes()
+        tokens = np.stack([packed >> 4, packed & 15], axis=2).reshape(tile.num_rows, -1)
+        return encode_tokens(tokens, tile.context_distance)
 
     def _decode_mask(self, section: np.ndarray) -> np.ndarray:
         """Return the mask (bool as uint8, one an element) in a section, empty where that is.
@@ -257,25 +325,49 @@ class TileCoder:
         if not section.size:
             return _NO_MASK
         tokens = np.empty((tile.num_rows, (tile.row_length + 7) // 8 * 2), np.uint8)
-        decode_tokens(int(section[0]), section[1:], tile.context_distance, tokens)
+        decode_tokens(section, tile.context_distance, tokens)
         if tokens.max() > 15:
             raise Corrupt(f"a token of four bits is {tokens.max()}")
         packed = np.bitwise_xor.accumulate(tokens[:, 0::2] << 4 | tokens[:, 1::2], axis=0).astype(np.uint8)
         return np.unpackbits(packed, axis=1, count=tile.row_length).reshape(-1)[: tile.num_elements]
 
+    def _decode_linear(
+        self, coding: int, block: np.ndarray, extra: np.ndarray, weights: np.ndarray, shift: int, flat: np.ndarray
+    ) -> None:
+        tile, dequantise = self.tile, kernels.load("quantiser").dequantise
+        if coding != CHUNKS:
+            q = self._decode_integers(coding, block, extra, weights, shift)
+            dequantise(q, tile.starts(), self.step, tile.margin, tile.clip(flat))
+            return
+        coder, starts = ChunkCoder(tile), tile.starts()
+        for start, stop, q in coder.decode(block):
+            dequantise(q, coder.starts(starts, start, stop), self.step, 0, flat)
+
     def _decode_integers(
         self, coding: int, block: np.ndarray, extra: np.ndarray, weights: np.ndarray, shift: int
     ) -> np.ndarray:
+        """Return the integers in rows with margins, in which there may be anything."""
         tile = self.tile
-        tokens = np.empty((tile.num_rows, tile.row_length), np.uint8)
-        decode_tokens(coding, block, tile.context_distance, tokens)
         q = np.empty((tile.num_rows, tile.row_length + 2 * tile.margin), np.int32)
+        if coding == CHUNKS:
+            integers = np.empty(tile.num_rows * tile.row_length, np.int32)
+            for start, stop, rows in ChunkCoder(tile).decode(block):
+                integers[start:stop] = rows.reshape(-1)
+            q[:, tile.margin : tile.margin + tile.row_length] = integers.reshape(tile.num_rows, -1)
+            return q
+        tokens = np.empty((tile.num_rows, tile.row_length), np.uint8)
+        decode_tokens(block, tile.context_distance, tokens)
         if kernels.load("tokens").decode(tokens, extra, tile.margin, q) != 0:
             raise Corrupt("a tile's extra bits do not match its tokens")
         predictor = kernels.load("predictor")
         edges = predictor.band_edges(tile.num_rows, tile.rows_per_plane)
         predictor.decode(q, edges, tile.rows_per_plane, tile.lane, tile.linear, weights, shift)
         return q
+
+    def _is_direct(self, flat: np.ndarray) -> bool:
+        """Whether elements and integers become one another without a step between."""
+        floats = flat.dtype.kind not in "iu"
+        return self.scale == "linear" and floats and flat.dtype == _WORKING_DTYPES[flat.dtype.name]
 
 
 def widened(x: np.ndarray) -> np.ndarray:
@@ -298,6 +390,7 @@ def narrowed(y: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 _NO_MASK = np.empty(0, np.uint8)
+_NO_WEIGHTS = np.empty(0, np.int32)
 
 
 def _num_distinct(values: np.ndarray) -> int:

@@ -80,6 +80,20 @@ def count_ones(typingctx, word):
     return types.int64(types.uint64), codegen
 
 
+@intrinsic
+def prefetch(typingctx, address):
+    """Ask for the cache line at an address, which need not be one that can be read."""
+
+    def codegen(context, builder, signature, args):
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [builder.inttoptr(args[0], byte), flag(0), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.uintp), codegen
+
+
 def _little_endian(builder, value):
     if sys.byteorder == "little":
         return value

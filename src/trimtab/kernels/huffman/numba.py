@@ -202,6 +202,11 @@ def encode_block(symbols, counts, out):
     table = np.zeros(256, np.uint32)
     if _code_table(lengths, table) <= 1:
         return size
+    top = np.zeros(256, np.uint64)  # the code word in the highest bits, its length in the lowest
+    for symbol in range(256):
+        length = u64(table[symbol] >> 16)
+        if length > u64(0):
+            top[symbol] = u64(table[symbol] & 0xFFFF) << (u64(64) - length) | length
     start = size
     size += _SIZES_BYTES
     out_address = types.uintp(out.ctypes.data)
@@ -213,13 +218,13 @@ def encode_block(symbols, counts, out):
         bits, num_bits = u64(0), u64(0)
         whole = segment.size // 4 * 4
         for i in range(0, whole, 4):
-            a, b = u64(table[segment[i]]), u64(table[segment[i + 1]])
-            c, d = u64(table[segment[i + 2]]), u64(table[segment[i + 3]])
-            ab = (a & low) | ((b & low) << (a >> high))
-            cd = (c & low) | ((d & low) << (c >> high))
-            width = (a >> high) + (b >> high)
-            bits |= (ab | (cd << width)) << num_bits
-            num_bits += width + (c >> high) + (d >> high)  # at most 7 + 44
+            # later words come in above earlier ones, which they shift down; below all code is what is not code
+            a, b, c, d = top[segment[i]], top[segment[i + 1]], top[segment[i + 2]], top[segment[i + 3]]
+            cd_width = c + d
+            ab, cd = (a >> (b & u64(63))) | b, (c >> (d & u64(63))) | d
+            width = (a + b + cd_width) & u64(255)
+            bits |= (((ab >> (cd_width & u64(63))) | cd) >> (u64(64) - width)) << num_bits
+            num_bits += width  # at most 7 + 44
             store64(address, bits)
             address += num_bits >> u64(3)
             bits >>= num_bits & u64(56)

@@ -22,6 +22,7 @@ from trimtab.kernels.quantiser.ref import (
     LIMIT,
     NUM_SUMS,
 )
+from trimtab.kernels.words import prefetch
 
 __all__ = [
     "LIMIT",
@@ -39,6 +40,7 @@ _FLOATS = (types.float32, types.float64)
 _STARTS = types.Array(types.int64, 1, "C", readonly=True)
 _MATRIX = types.Array(types.int32, 2, "C", readonly=True)
 _BLOCK = 4096
+_AHEAD = 8
 _NUM_LANES = 512
 _COEFFICIENTS = np.array(_EXP2)
 _LOG2_COEFFICIENTS = np.array(_LOG2)
@@ -104,36 +106,49 @@ def quantise(x, starts, step, bound, rounding, margin, q, outliers):
     num = q.shape[1] - 2 * margin
     inverse, count = 1.0 / step, 0
     whole = _ROUND if rounding == INTEGER else 0.0
-    good = np.empty(min(num, _BLOCK), np.uint8)
-    stand_in = np.empty(min(num, _BLOCK), x.dtype)
-    bits = stand_in.view(np.int32)
+    is_half = rounding in (FLOAT16, BFLOAT16)
+    halves = np.empty(min(num, _BLOCK), x.dtype)
+    bits = halves.view(np.int32)
+    base = types.uintp(x.ctypes.data)
     for r in range(starts.size):
         start = starts[r]
+        if num < _BLOCK:  # the hardware does not foresee short rows that do not follow one another
+            ahead = base + types.uintp(starts[min(r + _AHEAD, starts.size - 1)] * x.itemsize)
+            for k in range(0, num * x.itemsize, 64):
+                prefetch(ahead + types.uintp(k))
         size = min(num, x.size - start)
         for o in range(0, size, _BLOCK):
             piece = x[start + o : start + min(o + _BLOCK, size)]
             values = q[r, margin + o : margin + o + piece.size]
-            g, y = good[: piece.size], stand_in[: piece.size]
+            num_good = np.int64(0)
             for k in range(piece.size):
-                v = f64(piece[k]) * inverse
-                inside = abs(v) < LIMIT
-                v = ((v if inside else 0.0) + _ROUND) - _ROUND
-                values[k] = i32(v)
-                y[k] = (v * step + whole) - whole
-                g[k] = np.uint8(inside)
-            if rounding in (FLOAT16, BFLOAT16):
-                _cut(y, bits, rounding)
-            num_good = 0
-            for k in range(piece.size):
-                g[k] = np.uint8(g[k] & np.uint8(abs(f64(y[k]) - f64(piece[k])) <= bound))
-                num_good += g[k]
-            if num_good < piece.size:
+                v = f64(piece[k])
+                rounded = v * inverse
+                inside = abs(rounded) < LIMIT
+                rounded = ((rounded if inside else 0.0) + _ROUND) - _ROUND
+                values[k] = i32(rounded)
+                stand_in = f64(x.dtype.type((rounded * step + whole) - whole))
+                num_good += np.int64(inside & (abs(stand_in - v) <= bound))
+            if is_half:
+                y = halves[: piece.size]
                 for k in range(piece.size):
-                    if g[k] == 0:
-                        values[k] = q[r, margin + o + k - 1] if o + k > 0 else i32(0)
-                        if count < outliers.size:
-                            outliers[count] = np.uint32(r * num + o + k)
-                        count += 1
+                    y[k] = f64(values[k]) * step
+                _cut(y, bits, rounding)
+                num_good = np.int64(0)
+                for k in range(piece.size):
+                    v = f64(piece[k])
+                    num_good += np.int64((abs(v * inverse) < LIMIT) & (abs(f64(y[k]) - v) <= bound))
+            if num_good == piece.size:
+                continue
+            for k in range(piece.size):
+                v = f64(piece[k])
+                stand_in = f64(x.dtype.type((f64(values[k]) * step + whole) - whole))
+                stand_in = f64(halves[k]) if is_half else stand_in
+                if not (abs(v * inverse) < LIMIT and abs(stand_in - v) <= bound):
+                    values[k] = q[r, margin + o + k - 1] if o + k > 0 else i32(0)
+                    if count < outliers.size:
+                        outliers[count] = np.uint32(r * num + o + k)
+                    count += 1
         for k in range(max(size, 0), num):
             q[r, margin + k] = q[r, margin + k - 1] if k > 0 else i32(0)
     return count

@@ -13,6 +13,7 @@ __all__ = ["MAX_POWER", "NUM_TOKENS", "fold", "unfold"]
 
 _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 _TOKENS, _MAX_POWER = NUM_TOKENS, MAX_POWER
+_LOW_BITS = np.uint64(0x7F7F7F7F7F7F7F7F)
 u8, u64 = np.uint8, np.uint64
 
 
@@ -41,8 +42,8 @@ def fold(tokens, symbols):
     count, begin, whole = 0, 0, tokens.size // 8 * 8
     for at in range(0, whole, 8):
         word = load64(base + types.uintp(at))
-        # a byte's high bit is set where the byte, below 128, is not zero
-        found = ((word + u64(0x7F7F7F7F7F7F7F7F)) | word) & u64(0x8080808080808080)
+        # a byte's high bit is set where the byte is not zero
+        found = (((word & _LOW_BITS) + _LOW_BITS) | word) & ~_LOW_BITS
         while found != u64(0):
             place = at + (trailing_zeros(found) >> 3)
             found &= found - u64(1)
@@ -66,7 +67,7 @@ def fold(tokens, symbols):
 
 @kernel(types.int64(_BYTES, types.uint8[::1]))
 def unfold(symbols, tokens):
-    values, lengths = np.zeros(256, np.uint8), np.full(256, np.int64(1) << 40)  # no tile is that long
+    values, lengths = np.zeros(256, np.uint8), np.empty(256, np.int64)
     for symbol in range(_TOKENS):
         values[symbol], lengths[symbol] = u8(symbol), 1
     for power in range(1, _MAX_POWER + 1):

@@ -1,6 +1,6 @@
 """Runs of zero tokens as symbols of their own, the specification.
 
-Symbols below 124 are tokens. Symbol 123 + j, for j from 1 to 15, is a run of 2^j zeros. A run of zeros of any length is
+Symbols below 241 are tokens. Symbol 240 + j, for j from 1 to 15, is a run of 2^j zeros. A run of zeros of any length is
 cut into such runs and at most one single zero: as many of 2^15 as fit, then the binary digits of the rest, lowest
 first.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-NUM_TOKENS = 124
+NUM_TOKENS = 241
 MAX_POWER = 15
 
 
@@ -34,8 +34,6 @@ def fold(tokens: np.ndarray, symbols: np.ndarray) -> int:
 
 def unfold(symbols: np.ndarray, tokens: np.ndarray) -> int:
     """Fill `tokens` (uint8) from `symbols` (uint8); return 0, or -1 if these are not the symbols of so many tokens."""
-    if symbols.size and symbols.max() >= NUM_TOKENS + MAX_POWER:
-        return -1
     powers = np.maximum(symbols.astype(np.int64) - (NUM_TOKENS - 1), 0)
     if (1 << powers).sum() != tokens.size:
         return -1
