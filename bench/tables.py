@@ -27,6 +27,7 @@ class Column:
 
 
 RATIO = Column("ratio", "ratio", ".3f")
+FILE_RATIO = Column("file_ratio", "ratio of the file", ".4f")
 ENCODE = Column("encode", "encode, GB/s", ".2f")
 DECODE = Column("decode", "decode, GB/s", ".2f")
 ENCODE_TIMES = Column("encode_times", "encode, trimtab over it", ".2f", "x", ranked=False)
@@ -93,9 +94,17 @@ def provenance(record: Record) -> str:
 
 def lossless_tables(record: Record) -> str:
     """Return one table for each model and dtype, and the ratios of whole files."""
-    files = [(subject, key) for subject in record.data if (key := f"{subject}/file/ratio") in record.metrics]
-    rows = [[subject, f"{record.metrics[key].value:.3f}"] for subject, key in files]
-    whole = f"**Whole files**: safetensors over packed file\n\n{markdown(['', 'ratio'], rows)}"
+    names = list(record.encoding["contenders"])
+    rows = [
+        [subject, *_cells(record, [f"{subject}/{name}" for name in names], FILE_RATIO)]
+        for subject in record.data
+        if f"{subject}/{names[0]}/file_ratio" in record.metrics
+    ]
+    table = markdown(["", *map(_ours_bold, names)], rows)
+    whole = (
+        "**Whole files**: safetensors over packed file; to a peer's bytes the header of the safetensors file is added"
+        f"\n\n{table}"
+    )
     return f"{_headed(record, record.data, spread=True)}\n\n{whole}\n\n{_notes(record)}"
 
 
