@@ -29,7 +29,7 @@ _HOMES = {
     "load": "store",
     "save": "store",
 }
-_MODULES = ("bounds", "codecs", "errors")
+_MODULES = ("bounds", "codecs", "errors", "tune")
 
 __all__ = [*_HOMES, *_MODULES]  # noqa: PLE0604 (the names are texts)
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from trimtab import bounds as bounds
     from trimtab import codecs as codecs
     from trimtab import errors as errors
+    from trimtab import tune as tune
     from trimtab.bounds import PSNR as PSNR
     from trimtab.bounds import Abs as Abs
     from trimtab.bounds import Lossless as Lossless
