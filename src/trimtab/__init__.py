@@ -29,7 +29,7 @@ _HOMES = {
     "load": "store",
     "save": "store",
 }
-_MODULES = ("bounds", "codecs", "errors")
+_MODULES = ("bounds", "codecs", "errors", "tune")
 _ADAPTERS = ("dcp", "hf", "numcodecs", "zarr")  # each needs another library, so `import *` leaves them out
 
 __all__ = [*_HOMES, *_MODULES]  # noqa: PLE0604 (the names are texts)
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from trimtab import errors as errors
     from trimtab import hf as hf
     from trimtab import numcodecs as numcodecs
+    from trimtab import tune as tune
     from trimtab import zarr as zarr
     from trimtab.bounds import PSNR as PSNR
     from trimtab.bounds import Abs as Abs

@@ -5,6 +5,9 @@ A message says what is wrong, where, what was expected and what was got, and the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class TrimtabError(Exception):
     """The root of all errors that trimtab raises on purpose."""
@@ -47,7 +50,12 @@ class BackendUnavailable(TrimtabError, RuntimeError):
 
 
 class NoFeasibleChoice(TrimtabError, RuntimeError):
-    """No setting satisfies the constraint; the message names the nearest candidates."""
+    """No setting satisfies the constraint; the message names the nearest candidates, and `nearest` holds them."""
+
+    def __init__(self, message: str, nearest: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.nearest = tuple(nearest)
+        """Choices (`trimtab.tune.Choice`), the nearest first."""
 
 
 class BoundViolated(TrimtabError, RuntimeError):

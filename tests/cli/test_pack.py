@@ -255,3 +255,52 @@ def newer_version(trimtab, field: Path, folder: Path) -> Path:
     path = folder / "newer.tt"
     path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
     return path
+
+
+@pytest.mark.parametrize("level", ["fast", "balanced"])
+def test_target_ratio(trimtab, field, tmp_path, level):
+    out = tmp_path / "f.tt"
+    result = trimtab("pack", field, out, "--target-ratio", 12, "--level", level)
+    assert result.exit_code == 0, result.output
+    reached = np.load(field).nbytes / out.stat().st_size
+    assert 12 <= reached <= 12.6
+    bound = re.search(r"ratio 12\.\d+, (rel [\de.-]+),", result.stdout)[1]
+    assert f"{bound} is the smallest bound found that reaches ratio 12" in result.stderr
+    assert trimtab("verify", out, "--against", field).exit_code == 0
+    again = tmp_path / "again.tt"
+    trimtab("pack", field, again, *bound.replace("rel", "--rel").split(), "--level", level)
+    assert again.read_bytes() == out.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"field.npy", "f.tt", "again.tt"}
+
+
+def test_target_ratio_of_a_file_tried_on_a_sample(trimtab, tmp_path, monkeypatch):
+    monkeypatch.setattr("trimtab.tune.bounds.SAMPLE_BYTES", 400_000)
+    monkeypatch.setattr("trimtab.tune.sample._BLOCK", 1 << 13)
+    x = np.cumsum(np.random.default_rng(0).standard_normal((60, 70, 80)), axis=2)
+    np.savez(tmp_path / "x.npz", x=x, half=x.astype(np.float32), mask=x > 0)
+    report = json.loads(trimtab("pack", tmp_path / "x.npz", tmp_path / "x.tt", "--target-ratio", 9, "--json").stdout)
+    assert 9 <= report["ratio"] <= 9.45
+    assert report["bound"]["kind"] == "rel"
+    assert [trial["sampled"] for trial in report["trials"]].count(False) <= 4
+    assert any(trial["sampled"] for trial in report["trials"])
+    assert same_bits(tt.load(tmp_path / "x.tt")["mask"], x > 0)
+
+
+def test_target_ratio_out_of_reach(trimtab, field, arrays, tmp_path):
+    np.savez(tmp_path / "i.npz", noise=np.random.default_rng(0).integers(0, 2**62, 5000), x=np.zeros(9))
+    for source, words in ((field, "reaches ratio 1e+09"), (tmp_path / "i.npz", "'noise' are kept exactly and take")):
+        result = trimtab("pack", source, tmp_path / "f.tt", "--target-ratio", 1e9)
+        assert result.exit_code == 1
+        assert words in result.stderr
+        assert result.stderr.splitlines()[-1].startswith("trimtab: no: ")
+        assert result.stdout == ""
+        assert {path.name for path in tmp_path.iterdir()} == {"field.npy", "arrays.npz", "i.npz"}
+
+
+def test_target_ratio_stands_alone(trimtab, field, tmp_path):
+    out = tmp_path / "f.tt"
+    one_line_error(trimtab("pack", field, out, "--target-ratio", 9, "--rel", 1e-3), "--target-ratio", "leave out --rel")
+    one_line_error(trimtab("pack", field, out, "--target-ratio", 9, "--codec", "enec"), "--codec enec loses nothing")
+    for value in ("1", "nan", "inf", "-3"):
+        one_line_error(trimtab("pack", field, out, "--target-ratio", value), "above 1")
+    assert trimtab("pack", field, out, "--target-ratio", 9, "--codec", "sz").exit_code == 0

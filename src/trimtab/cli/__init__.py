@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from trimtab import __version__
-from trimtab.errors import TrimtabError
+from trimtab.errors import NoFeasibleChoice, TrimtabError
 
 _VERBS = {
     "pack": "Pack a file of arrays, losslessly or within an error bound.",
@@ -67,6 +67,9 @@ class _Verbs(click.Group):
         except BrokenPipeError:  # whoever read our output has left: say nothing, not even when Python exits
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return 141
+        except NoFeasibleChoice as error:
+            click.echo(f"trimtab: no: {' '.join(str(error).split())}", err=True)
+            return 1
         except TrimtabError as error:
             return _fail(str(error))
         except OSError as error:

@@ -89,6 +89,12 @@ def count_text(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def names(found: Sequence[str]) -> str:
+    """Return a few of the names, and how many more there are."""
+    shown = ", ".join(map(repr, found[:3]))
+    return shown if len(found) <= 3 else f"{shown} and {len(found) - 3} more"
+
+
 def ratio(num_bytes: int, packed_bytes: int) -> float:
     """Return how many times smaller the packed bytes are; 1.0 where there are none."""
     return num_bytes / packed_bytes if packed_bytes else 1.0

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from trimtab.cli import options
-from trimtab.cli.output import bound_text, count_text, print_json, progress, ratio, say, size_text
+from trimtab.cli.output import bound_text, count_text, names, print_json, ratio, say, size_text
+from trimtab.cli.packing import Packing, reach
 
 if TYPE_CHECKING:
+    from trimtab.bounds import Bound
     from trimtab.store import Level
 
 
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="IN", type=options.PATH)
 @click.argument("out", metavar="OUT", type=options.PATH)
 @options.bound_options
+@click.option(
+    "--target-ratio",
+    type=float,
+    metavar="X",
+    help="Choose the smallest --rel for which OUT is at least X times smaller than the arrays.",
+)
 @click.option(
     "--codec",
     type=click.Choice(["enec", "sz", "raw"]),
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
 def verb(
     source: Path,
     out: Path,
+    target_ratio: float | None,
     codec: str | None,
     level: Level | None,
     integers: bool,
@@ -48,24 +57,24 @@ def verb(
 
     IN is a NumPy .npy or .npz, safetensors, PyTorch .pt or .pth, HDF5 or NetCDF-4 file, or a Zarr folder. A bound
     applies to real floating-point arrays, with --integers to those of integers too, and is verified; all other arrays
-    are kept exactly. OUT (by custom .tt)
-    appears only when it is complete.
+    are kept exactly. OUT (by custom .tt) appears only when it is complete. Exits with 1 if a target ratio cannot be
+    reached.
     """
     from trimtab.bounds import Lossless
-    from trimtab.dtypes import numpy_dtype
-    from trimtab.errors import ShapeError, UsageError
-    from trimtab.files import Writer
+    from trimtab.errors import UsageError
     from trimtab.sources import open_source
-    from trimtab.store import bound_applies, codec_named, encode, for_dtype
+    from trimtab.store import bound_applies, codec_named
 
-    bound = options.bound_from(chosen)
-    if integers and isinstance(bound, Lossless):
+    bound = _bound(chosen, target_ratio)
+    lossless = isinstance(bound, Lossless) and target_ratio is None
+    if integers and lossless:
         raise UsageError("--integers needs an error bound, for instance --abs 1; leave it out to lose nothing")
-    if codec == "sz" and isinstance(bound, Lossless):
+    if codec == "sz" and lossless:
         raise UsageError("--codec sz needs an error bound, for instance --rel 1e-3; leave it out to lose nothing")
+    if codec in ("enec", "raw") and target_ratio is not None:
+        raise UsageError(f"--codec {codec} loses nothing, so there is no bound to choose for --target-ratio")
     if codec == "raw" and level:
         raise UsageError(f"--codec raw stores arrays as they are; leave out --level {level}")
-    made = codec_named(codec, level) if codec else None
     begun = time.perf_counter()
     with open_source(source, tensors_only=tensors_only) as arrays, options.chosen_threads(threads):
         options.check_output(out, source, force=force)
@@ -76,25 +85,21 @@ def verb(
         exact = [name for name, spec in arrays.specs.items() if not bound_applies(spec.dtype, integers=integers)]
         if not quiet:
             if arrays.left_out:
-                say(f"left out, not arrays of numbers: {_names(arrays.left_out)}")
+                say(f"left out, not arrays of numbers: {names(arrays.left_out)}")
             if arrays.not_kept:
                 say(f"not kept: {arrays.not_kept}")
-            if exact and not isinstance(bound, Lossless):
-                say(f"{bound_text(bound)} does not apply to {_names(exact)}; kept exactly")
-        num_bytes = sum(spec.num_bytes for spec in arrays.specs.values())
-        with Writer(out, metadata=arrays.metadata) as writer, progress("packing", num_bytes, quiet=quiet) as advance:
-            for name, spec in arrays.specs.items():
-                x = arrays.read(name)
-                try:
-                    chosen_codec = for_dtype(
-                        numpy_dtype(spec.dtype), bound, made, None if made else level, integers=integers
-                    )
-                    writer.add(name, *encode(x, *chosen_codec))
-                except ShapeError as error:
-                    raise ShapeError(f"{source}: {name!r}: {error}") from None
-                del x  # before the next one is read
-                advance(spec.num_bytes)
-        num_arrays = len(arrays.specs)
+            if exact and not lossless:
+                what = bound_text(bound) if target_ratio is None else "the chosen bound"
+                say(f"{what} does not apply to {names(exact)}; kept exactly")
+        made = codec_named(codec, level) if codec else None
+        packing = Packing(arrays, made, None if made else level, integers, quiet)
+        choice = None
+        if target_ratio is None:
+            packing.write(out, bound)
+        else:
+            choice = reach(packing, out, target_ratio)
+            bound = choice.value
+        num_arrays, num_bytes = len(arrays.specs), packing.num_bytes
     seconds = time.perf_counter() - begun
     packed_bytes = options.file_size(out)
     if as_json:
@@ -111,10 +116,13 @@ def verb(
                 "array_bytes": num_bytes,
                 "packed_file_bytes": packed_bytes,
                 "ratio": ratio(num_bytes, packed_bytes),
+                **({"trials": choice.report["trace"]} if choice else {}),
                 **options.report_times(num_bytes, seconds),
             }
         )
     elif not quiet:
+        if choice:
+            say(f"{bound_text(bound)} is the smallest bound found that reaches ratio {target_ratio:g}")
         click.echo(
             f"{out}: {count_text(num_arrays, 'array')}, {size_text(num_bytes)} -> "
             f"{size_text(packed_bytes)}, ratio {ratio(num_bytes, packed_bytes):.3f}, {bound_text(bound)}, "
@@ -122,7 +130,15 @@ def verb(
         )
 
 
-def _names(names: list[str]) -> str:
-    """Return a few of the names, and how many more there are."""
-    shown = ", ".join(map(repr, names[:3]))
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+def _bound(chosen: dict[str, float | None], target_ratio: float | None) -> Bound:
+    """Return the bound that the options state; with a target ratio there must be none."""
+    from trimtab.errors import UsageError
+
+    if target_ratio is None:
+        return options.bound_from(chosen)
+    given = [f"--{name.replace('_', '-')}" for name, value in chosen.items() if value is not None]
+    if given:
+        raise UsageError(f"--target-ratio chooses the bound; leave out {' and '.join(given)}")
+    if not 1 < target_ratio < float("inf"):
+        raise UsageError(f"--target-ratio must be a finite number above 1, got {target_ratio:g}")
+    return options.bound_from({})

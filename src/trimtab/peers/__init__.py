@@ -6,11 +6,24 @@ None of them is a dependency, except zstandard; each is imported when it is firs
 from __future__ import annotations
 
 from trimtab.errors import UsageError
-from trimtab.peers.bounded import SZ3, ZFP
+from trimtab.peers.bounded import SPERR, SZ3, ZFP
 from trimtab.peers.lossless import Blosc2, OpenZL, Pcodec, ZipNN, Zstd
 from trimtab.peers.peer import Encoded, Peer
 
-__all__ = ["PEERS", "SZ3", "ZFP", "Blosc2", "Encoded", "OpenZL", "Pcodec", "Peer", "ZipNN", "Zstd", "find_peer"]
+__all__ = [
+    "PEERS",
+    "SPERR",
+    "SZ3",
+    "ZFP",
+    "Blosc2",
+    "Encoded",
+    "OpenZL",
+    "Pcodec",
+    "Peer",
+    "ZipNN",
+    "Zstd",
+    "find_peer",
+]
 
 PEERS: tuple[Peer, ...] = (
     ZipNN(),
@@ -23,6 +36,7 @@ PEERS: tuple[Peer, ...] = (
     SZ3(algorithm="INTERP_LORENZO"),
     SZ3(algorithm="LORENZO_REG"),
     ZFP(),
+    SPERR(),
 )
 """Every peer at its best documented setting, one thread each: the lossless ones first."""
 

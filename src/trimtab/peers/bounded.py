@@ -1,10 +1,11 @@
-"""Error-bounded peers: SZ3 and zfp."""
+"""Error-bounded peers: SZ3, zfp and SPERR."""
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -103,3 +104,60 @@ class ZFP(_BoundedPeer):
 
     def decompress(self, encoded: Encoded) -> np.ndarray:
         return self.load().decompress_numpy(encoded.data).reshape(encoded.shape)
+
+
+@dataclass(frozen=True, repr=False)
+class SPERR(_BoundedPeer):
+    """SPERR (Li, Lindstrom and Clyne, IPDPS 2023), as the HDF5 filter of hdf5plugin: one chunk of a file in memory."""
+
+    package: ClassVar[str] = "hdf5plugin"
+    module: ClassVar[str] = "hdf5plugin"
+
+    @property
+    def name(self) -> str:
+        return "sperr"
+
+    @property
+    def setting(self) -> str:
+        return "absolute bound, one chunk, 1 thread; HDF5's frame is not counted"
+
+    def load(self) -> Any:
+        importlib.import_module("h5py")
+        return super().load()
+
+    def refuses(self, x: np.ndarray, bound: Bound = Lossless()) -> str | None:
+        refusal = super().refuses(x, bound)
+        if refusal is not None:
+            return refusal
+        if len(_grid(x.shape)) not in (2, 3):
+            return f"sperr takes arrays of 2 or 3 axes longer than 1; the array is {x.shape}"
+        if x.nbytes >= 2**32:
+            return f"a chunk of HDF5 has less than 4 GiB; the array has {x.nbytes} bytes"
+        return None if np.isfinite(x).all() else "sperr takes no NaN or infinity"
+
+    def compress(self, x: np.ndarray, bound: Bound = Lossless()) -> Encoded:
+        with self._file() as file:
+            dataset = self._dataset(file, x.dtype, _grid(x.shape), _tolerance(x, bound))
+            dataset[...] = x.reshape(dataset.shape)
+            dataset.flush()
+            _, data = dataset.id.read_direct_chunk((0,) * dataset.ndim)
+        return Encoded(data, len(data), x.dtype, x.shape)
+
+    def decompress(self, encoded: Encoded) -> np.ndarray:
+        with self._file() as file:
+            dataset = self._dataset(file, encoded.dtype, _grid(encoded.shape), 1.0)  # the chunk knows its bound
+            dataset.id.write_direct_chunk((0,) * dataset.ndim, encoded.data)
+            return dataset[...].reshape(encoded.shape)
+
+    @staticmethod
+    def _file() -> Any:
+        h5py = importlib.import_module("h5py")
+        return h5py.File.in_memory()
+
+    def _dataset(self, file: Any, dtype: np.dtype, shape: tuple[int, ...], tolerance: float) -> Any:
+        return file.create_dataset("x", shape, dtype, chunks=shape, **self.load().Sperr(absolute=tolerance))
+
+
+def _grid(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape without its axes of length 1."""
+    return tuple(n for n in shape if n > 1)
