@@ -35,9 +35,8 @@ class ChunkCoder:
         self.ranges = [(start, min(start + size, num)) for start in range(0, num, size)]
         self.size = self.ranges[0][1]
         self._row = 0
-        self._above = np.zeros(self.size if tile.linear else tile.row_length, np.int32)
-        num_kept = tile.rows_per_plane if len(tile.shape) == 3 else 0
-        self._before = np.zeros((num_kept, self._above.size), np.int32)
+        self._above = np.zeros(0 if tile.linear else tile.row_length, np.int32)
+        self._before = np.zeros((tile.rows_per_plane if len(tile.shape) == 3 else 0, tile.row_length), np.int32)
         self._symbols = np.empty(self.size, np.uint8)
         self._folded = np.empty(self.size + 8, np.uint8)
         self._listed = np.empty(self.size, np.int32)
@@ -136,7 +135,7 @@ class ChunkCoder:
         """Return what the kernel that takes differences of rows wants to know."""
         row = self._row
         self._row += len(q)
-        return q, self._above[: q.shape[1]], self._before, row, self._rows_per_plane, self._lane
+        return q, self._above, self._before, row, self._rows_per_plane, self._lane
 
     def _planes(self, shift: int, size: int) -> np.ndarray:
         return self._low[: num_planes(shift) * size].reshape(-1, size)
