@@ -87,15 +87,15 @@ def sz() -> dict[str, Case]:
 
 
 def sz_fast() -> dict[str, Case]:
-    few, peaks, chunks = field("float32", 5, 6, 7), field("float32", 6, 40), np.zeros((3, 300, 400), np.float32)
+    few, peaks, chunks = field("float32", 12, 10, 10), field("float32", 20, 60), np.zeros((3, 300, 400), np.float32)
     peaks[::7, ::11] += 300
     chunks[1:, 200:] = 5
     cases: dict[str, tuple[np.ndarray, Bound]] = {
-        "many zeros": (field("float32", 20, 20), Abs(2.0)),
+        "many zeros": (field("float32", 30, 40), Abs(2.0)),
         "few zeros": (few, Abs(0.03)),
         "low bits": (few, Abs(1e-5)),
         "listed": (peaks, Abs(0.25)),
-        "one axis": (with_specials(field("float64", 90), largest=False), Abs(0.01)),
+        "one axis": (with_specials(field("float64", 700), largest=False), Abs(0.01)),
         "logarithms": (with_specials(field("float16", 9, 10, 3)), PointwiseRel(0.1)),
         "two chunks": (chunks, Abs(0.25)),
     }

@@ -255,7 +255,7 @@ def _plans(flat: np.ndarray, tiles: list[Tile], bound: Bound) -> Iterator[tuple[
     ulp = math.ldexp(
         1.0, max(math.frexp(largest)[1], _MIN_EXPONENTS[flat.dtype.name]) - _SIGNIFICANT_BITS[flat.dtype.name]
     )
-    lattice = _lattice(flat, low, high, 2 * limit)
+    lattice = _lattice(flat, low, high)
     if lattice >= 2 * limit and largest < lattice * 2**30:
         # a sum of errors is not measured here: what the sample did not show is kept exactly
         lattice_limit = 0.0 if isinstance(bound, PSNR) else limit
@@ -286,21 +286,11 @@ def _largest_below(flat: np.ndarray, reach: float) -> float:
     return float(max(np.max(piece, where=piece < reach, initial=0) for piece in magnitudes))
 
 
-def _lattice(flat: np.ndarray, low: float, high: float, needed: float) -> float:
-    """Return the largest power of two, or the one value there is, that a sample consists of whole multiples of.
-
-    Any number below `needed` stands for all of them.
-    """
+def _lattice(flat: np.ndarray, low: float, high: float) -> float:
+    """Return the largest power of two, or the one value there is, that a sample consists of whole multiples of."""
     if low == high:
         return abs(low) or 1.0
-    stride = max(flat.size // _LATTICE_SAMPLE, 1)
-    few = _common_power(flat[:: 64 * stride])
-    return few if 0 < few < needed else _common_power(flat[::stride])
-
-
-def _common_power(sample: np.ndarray) -> float:
-    """Return the largest power of two that all elements are whole multiples of; 0 where all are 0 or not finite."""
-    sample = sample.astype(np.float64)
+    sample = flat[:: max(flat.size // _LATTICE_SAMPLE, 1)].astype(np.float64)
     fractions, exponents = np.frexp(sample[np.isfinite(sample) & (sample != 0)])
     if not fractions.size:
         return 0.0
