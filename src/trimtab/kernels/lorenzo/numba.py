@@ -56,20 +56,22 @@ def encode(q, above, before, first, rows_per_plane, lane):
                 padded[k] = padded[size + k]
 
 
-@kernel(types.void(types.int32[::1], types.int32[::1], types.int32[::1], types.int32[::1]))
-def _sum_along(a, b, c, d):
-    """Turn four arrays of the same size into their running sums."""
-    sum_a, sum_b, sum_c, sum_d = i32(0), i32(0), i32(0), i32(0)
-    for k in range(a.size):
-        sum_a, sum_b, sum_c, sum_d = i32(sum_a + a[k]), i32(sum_b + b[k]), i32(sum_c + c[k]), i32(sum_d + d[k])
-        a[k], b[k], c[k], d[k] = sum_a, sum_b, sum_c, sum_d
+@kernel(types.void(types.int32[:, ::1]))
+def _sum_rows(rows):
+    """Turn rows, of which there are a multiple of four, into their running sums."""
+    for r in range(0, rows.shape[0], 4):
+        a, b, c, d = rows[r], rows[r + 1], rows[r + 2], rows[r + 3]
+        sum_a, sum_b, sum_c, sum_d = i32(0), i32(0), i32(0), i32(0)
+        for k in range(a.size):
+            sum_a, sum_b, sum_c, sum_d = i32(sum_a + a[k]), i32(sum_b + b[k]), i32(sum_c + c[k]), i32(sum_d + d[k])
+            a[k], b[k], c[k], d[k] = sum_a, sum_b, sum_c, sum_d
 
 
 @kernel(types.void(types.int32[::1]))
 def _sum_row(row):
     """Turn a row into its running sum, its quarters side by side."""
     size = row.size // 4
-    _sum_along(row[:size], row[size : 2 * size], row[2 * size : 3 * size], row[3 * size : 4 * size])
+    _sum_rows(row[: 4 * size].reshape(4, size))
     for start in range(size, 4 * size, max(size, 1)):
         quarter, total = row[start : start + size], row[start - 1]
         for k in range(size):
@@ -87,8 +89,7 @@ def decode(q, above, before, first, rows_per_plane, lane):
         for k in range(z.size):
             z[k] = i32(i32(u32(z[k]) >> u32(1)) ^ i32(-i32(z[k] & 1)))
     rows = q.shape[0] // 4 * 4 if lane == 1 else 0
-    for r in range(0, rows, 4):
-        _sum_along(q[r], q[r + 1], q[r + 2], q[r + 3])
+    _sum_rows(q[:rows])
     for r in range(rows, q.shape[0]):
         if lane == 1:
             _sum_row(q[r])
