@@ -12,7 +12,10 @@ from trimtab.kernels.lorenzo import numba, ref
 # planes, rows per plane, row length, lane, rows where pieces begin
 LAYOUTS = [
     (1, 1, 1, 1, []),
+    (1, 1, 3, 1, []),
     (1, 1, 5000, 1, []),
+    (1, 1, 9001, 2, []),
+    (3, 1, 6, 1, [2]),
     (1, 9, 7, 1, [4]),
     (3, 4, 10, 1, [1, 6, 7]),
     (5, 3, 12, 3, [4]),
@@ -31,7 +34,7 @@ def test_twins_agree(layout, largest):
     for twin in (ref, numba):
         rows = q.copy()
         for way in (twin.encode, twin.decode):
-            above = np.zeros(num, np.int32)
+            above = np.zeros(num if planes * per_plane > 1 else 0, np.int32)
             before = np.zeros((per_plane if planes > 1 else 0, num), np.int32)
             for start, stop in itertools.pairwise(edges):
                 way(rows[start:stop], above, before, start, per_plane, lane)

@@ -13,11 +13,13 @@ import numpy as np
 from trimtab import kernels
 from trimtab.codecs.tiling import Tile
 from trimtab.errors import Corrupt
+from trimtab.kernels.halving.ref import packed_bytes
 from trimtab.kernels.symbols.ref import MAX_SAMPLE, MAX_SHIFT, num_planes
 
 _CHUNK_SIZE = 1 << 18
 _HEAD = struct.Struct("<BB4I")
 _SYMBOLS, _RUNS = 0, 1
+_NOTHING = np.empty(0, np.uint8)
 _RUNS_PAY = 0.6  # share of zeros from which runs make a Huffman code shorter, and quicker
 
 
@@ -35,9 +37,8 @@ class ChunkCoder:
         self.ranges = [(start, min(start + size, num)) for start in range(0, num, size)]
         self.size = self.ranges[0][1]
         self._row = 0
-        self._above = np.zeros(self.size if tile.linear else tile.row_length, np.int32)
-        num_kept = tile.rows_per_plane if len(tile.shape) == 3 else 0
-        self._before = np.zeros((num_kept, self._above.size), np.int32)
+        self._above = np.zeros(0 if tile.linear else tile.row_length, np.int32)
+        self._before = np.zeros((tile.rows_per_plane if len(tile.shape) == 3 else 0, tile.row_length), np.int32)
         self._symbols = np.empty(self.size, np.uint8)
         self._folded = np.empty(self.size + 8, np.uint8)
         self._listed = np.empty(self.size, np.int32)
@@ -67,21 +68,19 @@ class ChunkCoder:
         num_listed, num_zeros = self._bytes.split(z, shift, symbols, low, listed)
         coding = _RUNS if num_zeros >= _RUNS_PAY * z.size else _SYMBOLS
         if coding == _RUNS:
-            symbols = self._folded[: self._runs.fold(symbols, self._folded)]
+            symbols = self._folded[: kernels.load("runs").fold(symbols, self._folded)]
         counts = np.empty(256, np.int64)
         self._huffman.histogram(symbols, counts)
         block = np.empty(self._huffman.max_block_size(symbols.size), np.uint8)
         block = block[: self._huffman.encode_block(symbols, counts, block)]
-        tokens = np.empty((1, num_listed), np.uint8)
-        extra = np.empty(self._tokens.max_extra_size(num_listed), np.uint8)
-        extra = extra[: self._tokens.encode(listed[None, :num_listed], 0, tokens, extra)]
+        tokens, extra = _encode_list(listed[:num_listed])
         yield _HEAD.pack(shift, coding, symbols.size, block.size, num_listed, extra.size)
         yield block
         for width, plane in zip(_widths(shift), low, strict=True):
-            packed = np.empty(self._halving.packed_bytes(z.size, width), np.uint8)
-            self._halving.pack(plane, width, packed)
+            packed = np.empty(packed_bytes(z.size, width), np.uint8)
+            kernels.load("halving").pack(plane, width, packed)
             yield packed
-        yield tokens[0]
+        yield tokens
         yield extra
 
     def decode(self, code: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -106,7 +105,7 @@ class ChunkCoder:
         shift, coding, num_symbols, *sizes = _HEAD.unpack(code[: _HEAD.size].tobytes())
         if shift > MAX_SHIFT or num_symbols > z.size or (coding == _SYMBOLS and num_symbols != z.size):
             raise Corrupt(f"a chunk of {z.size} elements has {num_symbols} symbols and a shift of {shift}")
-        sizes[1:1] = [self._halving.packed_bytes(z.size, width) for width in _widths(shift)]
+        sizes[1:1] = [packed_bytes(z.size, width) for width in _widths(shift)]
         if _HEAD.size + sum(sizes) > code.size:
             raise Corrupt(f"a chunk's sections of {sizes} bytes do not fit in {code.size}")
         sections, end = [], _HEAD.size
@@ -120,14 +119,13 @@ class ChunkCoder:
         else:
             folded = self._folded[:num_symbols]
             good = coding == _RUNS and self._huffman.decode_block(block, folded) == 0
-            good = good and self._runs.unfold(folded, symbols) == 0
-        listed = np.empty((1, tokens.size), np.int32)
-        good = good and (not tokens.size or int(tokens.max()) < self._tokens.NUM_TOKENS)
-        if not good or self._tokens.decode(tokens[None], extra, 0, listed) != 0:
-            raise Corrupt(f"a chunk's block of {block.size} bytes, coding {coding}, or its list is damaged")
+            good = good and kernels.load("runs").unfold(folded, symbols) == 0
+        if not good:
+            raise Corrupt(f"a chunk's block of {block.size} bytes, coding {coding}, is damaged")
+        listed = _decode_list(tokens, extra)
         for width, plane, packed in zip(_widths(shift), low, planes, strict=True):
-            self._halving.unpack(packed, width, plane)
-        if self._bytes.merge(symbols, low, listed[0], shift, z) != 0:
+            kernels.load("halving").unpack(packed, width, plane)
+        if self._bytes.merge(symbols, low, listed, shift, z) != 0:
             raise Corrupt(f"a chunk's symbols do not list {tokens.size} integers")
         self._lorenzo.decode(*self._along(q))
         return end
@@ -136,7 +134,7 @@ class ChunkCoder:
         """Return what the kernel that takes differences of rows wants to know."""
         row = self._row
         self._row += len(q)
-        return q, self._above[: q.shape[1]], self._before, row, self._rows_per_plane, self._lane
+        return q, self._above, self._before, row, self._rows_per_plane, self._lane
 
     def _planes(self, shift: int, size: int) -> np.ndarray:
         return self._low[: num_planes(shift) * size].reshape(-1, size)
@@ -145,3 +143,27 @@ class ChunkCoder:
 def _widths(shift: int) -> list[int]:
     """Return the bits of each plane of low bits."""
     return [min(shift - start, 8) for start in range(0, shift, 8)]
+
+
+def _encode_list(listed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return tokens and extra bits (uint8) of listed integers (int32)."""
+    if not listed.size:
+        return _NOTHING, _NOTHING
+    coder = kernels.load("tokens")
+    tokens, extra = np.empty((1, listed.size), np.uint8), np.empty(coder.max_extra_size(listed.size), np.uint8)
+    return tokens[0], extra[: coder.encode(listed[None], 0, tokens, extra)]
+
+
+def _decode_list(tokens: np.ndarray, extra: np.ndarray) -> np.ndarray:
+    """Return the listed integers (int32).
+
+    Raises:
+        Corrupt: tokens and extra bits do not match.
+    """
+    listed = np.empty((1, tokens.size), np.int32)
+    if tokens.size or extra.size:
+        coder = kernels.load("tokens")
+        good = tokens.max(initial=0) < coder.NUM_TOKENS and coder.decode(tokens[None], extra, 0, listed) == 0
+        if not good:
+            raise Corrupt(f"a chunk's list of {tokens.size} integers is damaged")
+    return listed[0]

@@ -7,7 +7,7 @@ A difference d is folded to an unsigned z, ``2 d`` for d >= 0 and ``-2 d - 1`` b
 
 Rows come in pieces, in order. Two arrays, zeros at first, carry what the next piece needs: `above` (int32[n]), the last
 row, and `before` (int32[rows_per_plane, n]), for each row of a plane the last one's differences along the rows. Where
-there is one plane only, `before` has no rows.
+there is one plane only, `before` has no rows; where a plane is one row, `above` stays as it is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def encode(q: np.ndarray, above: np.ndarray, before: np.ndarray, first: int, row
         j = (first + r) % rows_per_plane
         own = q[r].copy()
         d = own - above if j > 0 else own.copy()
-        above[:] = own
+        if rows_per_plane > 1:
+            above[:] = own
         if len(before):
             d, before[j] = d - before[j], d
         d[lane:] -= d[:-lane].copy()
@@ -41,4 +42,6 @@ def decode(q: np.ndarray, above: np.ndarray, before: np.ndarray, first: int, row
             before[j] = d
         if j > 0:
             d += above
-        q[r] = above[:] = d
+        q[r] = d
+        if rows_per_plane > 1:
+            above[:] = d
