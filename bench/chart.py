@@ -1,22 +1,22 @@
-"""The chart of the README: ratio and speeds on bfloat16 weights, ours and the peers', as SVG from a record.
+"""The charts: that of the README (ratio and speeds on bfloat16 weights), and rate and distortion of fields.
 
-Written by hand, so that the bytes depend on the record alone; a style sheet inside follows the reader's light or dark
-theme. Run ``python -m bench.chart`` after the lossless benchmark.
+SVG from records, written by hand, so that the bytes depend on the record alone; a style sheet inside follows the
+reader's light or dark theme. Run ``python -m bench.chart`` after the benchmarks.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-from bench.tables import GIVEN, records
+from bench import curves
+from bench.tables import ASSETS, GIVEN, RATE_DISTORTION_CHART, records
 from trimtab.errors import UsageError
 from trimtab.records import Record
 
-TARGET = Path(__file__).parent.parent / "docs" / "assets" / "lossless.svg"
 SUBJECT = "MiniLM bf16"
 PANELS = (
     ("ratio", "ratio, from 1", ".3f", 1),
@@ -97,24 +97,32 @@ def _kind(name: str) -> str:
     return "ours" if name.startswith("trimtab") else "peer"
 
 
+CHARTS: dict[Path, tuple[str, Callable[[Record], str]]] = {
+    ASSETS / "lossless.svg": ("lossless", draw),
+    RATE_DISTORTION_CHART: ("rate_distortion", curves.draw),
+}
+"""File -> the record that it shows, and what draws it."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the chart, or check that it is up to date."""
+    """Write the charts, or check that they are up to date; one without a record is left out."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.chart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the chart is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a chart is out of date")
     check = parser.parse_args(argv).check
-    found = records("lossless")
-    if not found:
-        if check and not TARGET.exists():
-            return
-        raise UsageError("there is no lossless record; run python -m bench.lossless first")
-    text = draw(found[0])
-    if not check:
-        TARGET.parent.mkdir(parents=True, exist_ok=True)
-        TARGET.write_text(text, encoding="utf-8")
-    elif not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-        sys.exit(f"{TARGET.name} is out of date: run python -m bench.chart")
+    for target, (name, draw_it) in CHARTS.items():
+        found = records(name)
+        if not found:
+            if target.exists():
+                raise UsageError(f"{target.name} has no record; run python -m bench.{name} first")
+            continue
+        text = draw_it(found[0])
+        if not check:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+        elif not target.exists() or target.read_text(encoding="utf-8") != text:
+            sys.exit(f"{target.name} is out of date: run python -m bench.chart")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from pathlib import Path
 from trimtab.records import Record
 
 RESULTS = Path(__file__).parent / "results"
+ASSETS = Path(__file__).parent.parent / "docs" / "assets"
+RATE_DISTORTION_CHART = ASSETS / "rate-distortion.svg"
 
 GIVEN = "trimtab ENEC, given outputs"
 """The contender that decodes into arrays which exist: shown, but not ranked with those that allocate."""
@@ -83,7 +85,8 @@ def provenance(record: Record) -> str:
     machine = record.machine
     num_threads = record.inference.get("num_threads")
     how = [f"{num_threads} thread" if num_threads == 1 else None]
-    how += [f"medians of {record.inference['num_rounds']} rounds", f"clock: {record.inference['clock']}"]
+    if "num_rounds" in record.inference:
+        how += [f"medians of {record.inference['num_rounds']} rounds", f"clock: {record.inference['clock']}"]
     versions = ", ".join(f"{package} {version}" for package, version in record.versions.items())
     where = f"{machine['processor']}, {machine['num_cores']} cores ({', '.join(machine['instruction_sets'])})"
     return (
@@ -139,6 +142,31 @@ def lossy_table(record: Record, column: Column) -> str:
     return markdown(["", *map(_ours_bold, names)], rows)
 
 
+def rate_distortion_tables(record: Record) -> str:
+    """Return the chart, where there is one, and a row a point of ours: its PSNR, its ratio, and the peers' there."""
+    contenders = record.encoding["contenders"]
+    ours = [name for name in contenders if name.startswith("trimtab")]
+    peers = [name for name in contenders if name not in ours]
+    metrics = record.metrics
+    parts = []
+    if RATE_DISTORTION_CHART.exists():
+        parts.append(f"![PSNR against bits a value](assets/{RATE_DISTORTION_CHART.name})")
+    for name in ours:
+        rows = []
+        for field in record.data:
+            for bound in record.encoding["relative_bounds"]:
+                key = f"{field}/{name}/{bound:.0e}"
+                bits = [metrics.get(f"{key}/{what}") for what in ("bits", *(f"{peer}_bits" for peer in peers))]
+                fewest = min(metric.value for metric in bits if metric)
+                cells = [f"{m.value:.3f}" if m else "-" for m in bits]
+                cells = [f"**{c}**" if m and m.value == fewest else c for m, c in zip(bits, cells, strict=True)]
+                quality = metrics.get(f"{key}/psnr")
+                rows.append([f"{field}, {bound:.0e}", f"{quality.value:.1f}" if quality else "no loss", *cells])
+        heads = ["", "PSNR, dB", _ours_bold(name), *(f"{peer} at this PSNR" for peer in peers)]
+        parts.append(f"**{name}, bits a value**\n\n{markdown(heads, rows)}")
+    return "\n\n".join([*parts, _notes(record)])
+
+
 def scaling_table(record: Record) -> str:
     """Return what the second thread brings, a row an array."""
     heads, rows = [""], [[subject] for subject in record.data]
@@ -187,6 +215,7 @@ def bars_table(found: Iterable[Record]) -> str:
 TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "lossless": ("Model weights, lossless", lossless_tables),
     "lossy": ("Fields, within an error bound", lossy_tables),
+    "rate_distortion": ("Fields, size at equal PSNR", rate_distortion_tables),
     "scaling": ("A second thread", scaling_table),
     "startup": ("Start-up", startup_table),
     "gpu": ("On a GPU", gpu_table),
