@@ -113,7 +113,7 @@ def _key(names: list[str], kinds: dict[str, str]) -> list[str]:
     for name in names:
         parts.append(f'<circle class="{kinds[name]}" cx="{left + 5:g}" cy="44" r="5"/>')
         parts.append(_text(left + 15, 49, name, "ours" if name.startswith("trimtab") else "peer"))
-        left += 36 + (8.2 if name.startswith("trimtab") else 7) * len(name)
+        left += 28 + (7.9 if name.startswith("trimtab") else 6.8) * len(name)
     return parts
 
 
