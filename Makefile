@@ -15,7 +15,7 @@ PINS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint types contracts docs generate check-generated bench gpu ci clean
+.PHONY: help demo test test-all lint types contracts docs figures generate check-generated bench gpu ci clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -45,6 +45,9 @@ docs: $(VENV)/.docs ## build the documentation into site/
 generate: $(VENV)/.docs ## bring the generated parts of the documentation up to date
 	$(BIN)/python -m bench.chart
 	$(BIN)/cog -r -I . $(GENERATED)
+
+figures: $(VENV)/.test ## draw the pictures of the documentation again
+	$(BIN)/python -m docs.error_picture
 
 check-generated: $(VENV)/.docs ## fail if a generated part is out of date
 	$(BIN)/python -m bench.chart --check
