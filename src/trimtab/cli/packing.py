@@ -132,16 +132,20 @@ def _sample(packing: Packing, target_ratio: float) -> Callable[[float], float] |
     lossy_bytes = sum(specs[name].num_bytes for name in sizes)
     if lossy_bytes < 2 * bounds.SAMPLE_BYTES:
         return None
-    blocks = []
+    blocks, covered = [], 0
     for name, boxes in draw(sizes, bounds.SAMPLE_BYTES).items():
         x = packing.arrays.read(name)
-        span = value_range(x)
-        blocks += [(np.array(x[box], order="C"), span) for box in boxes]
+        span, drawn = value_range(x), [np.array(x[box], order="C") for box in boxes]
+        weight = x.nbytes / sum(block.nbytes for block in drawn)
+        blocks += [(block, span, weight) for block in drawn]
+        covered += x.nbytes
         del x
-    part = lossy_bytes / sum(block.nbytes for block, _ in blocks)
 
     def sample(value: float) -> float:
-        packed = sum(packing.encode(block, local_bound(Rel(value), block, span))[0].num_bytes for block, span in blocks)
-        return packing.num_bytes / (part * packed + exact_bytes)
+        packed = sum(
+            weight * packing.encode(block, local_bound(Rel(value), block, span))[0].num_bytes
+            for block, span, weight in blocks
+        )
+        return packing.num_bytes / (packed * lossy_bytes / covered + exact_bytes)
 
     return sample
