@@ -21,18 +21,18 @@ class Stream:
         self._next, self._end = 0, head_size
         self.overflowed = False
 
-    def put(self, index: int, piece: np.ndarray) -> None:
-        """Add piece `index` (uint8), whose memory may be used again afterwards.
+    def put(self, index: int, *parts: np.ndarray) -> None:
+        """Add piece `index`, given in parts (uint8), whose memory may be used again afterwards.
 
         Where it does not fit, `overflowed` is set, and pieces are dropped from then on.
         """
         with self._lock:
             if index != self._next:
-                self._waiting[index] = piece.copy()
+                self._waiting[index] = np.concatenate(parts)
                 return
-            self._append(piece)
+            self._append(parts)
             while (waiting := self._waiting.pop(self._next, None)) is not None:
-                self._append(waiting)
+                self._append((waiting,))
 
     def finish(self, head: np.ndarray | None = None) -> np.ndarray:
         """Return the bytes, with those of `head` (contiguous) in front; nothing can be added any more."""
@@ -41,10 +41,10 @@ class Stream:
         self._data.resize(self._end, refcheck=False)
         return self._data
 
-    def _append(self, piece: np.ndarray) -> None:
-        end = self._end + piece.size
+    def _append(self, parts: tuple[np.ndarray, ...]) -> None:
+        end = self._end + sum(part.size for part in parts)
         self.overflowed = self.overflowed or end > self._data.size
         if not self.overflowed:
-            self._data[self._end : end] = piece
+            np.concatenate(parts, out=self._data[self._end : end])
             self._end = end
         self._next += 1

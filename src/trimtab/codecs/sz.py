@@ -73,7 +73,6 @@ a row and a plane of its own, so that nothing is carried on. It holds:
 from __future__ import annotations
 
 import math
-import threading
 from typing import ClassVar
 
 import msgspec
@@ -83,6 +82,7 @@ from trimtab import kernels
 from trimtab.bounds import Bound, Lossless
 from trimtab.codecs.codec import describe
 from trimtab.codecs.enec import ENEC
+from trimtab.codecs.stream import Stream
 from trimtab.codecs.sz_plan import Params, Plan, plans
 from trimtab.codecs.sz_tile import TileCoder
 from trimtab.codecs.sz_tokens import Level
@@ -195,34 +195,21 @@ def _encode_tiles(
     None if too many elements do not fit the plan, or if the array would not shrink by a tenth.
     """
     sizes, digests = np.zeros(len(tiles), np.uint64), [0] * len(tiles)
-    data = np.empty(int(_WORTH * flat.nbytes) - sizes.nbytes, np.uint8)
-    waiting: dict[int, list[np.ndarray]] = {}  # payloads before their turn: no more than there are threads, about
-    num_done = end = 0
+    stream = Stream(int(_WORTH * flat.nbytes) - sizes.nbytes)
     failed = False
-    lock = threading.Lock()
 
     def encode_tile(index: int) -> None:
-        nonlocal num_done, end, failed
-        if failed:
+        nonlocal failed
+        if failed or stream.overflowed:
             return
         coder = TileCoder(tiles[index], plan.params.scale, plan.params.step, plan.params.offset)
         encoded = coder.encode(flat, plan.limit, plan.largest, level)
-        with lock:
-            if encoded is None:
-                failed = True
-                return
-            waiting[index], digests[index] = encoded
-            while num_done in waiting and not failed:
-                parts = waiting.pop(num_done)
-                size = sum(part.size for part in parts)
-                failed = end + size > data.size
-                if not failed:
-                    np.concatenate(parts, out=data[end : end + size])
-                    sizes[num_done] = size
-                    num_done, end = num_done + 1, end + size
+        if encoded is None:
+            failed = True
+            return
+        parts, digests[index] = encoded
+        sizes[index] = sum(part.size for part in parts)
+        stream.put(index, *parts)
 
     kernels.for_each(encode_tile, len(tiles))
-    if failed:
-        return None
-    data.resize(end, refcheck=False)
-    return sizes, data, digests
+    return None if failed or stream.overflowed else (sizes, stream.finish(), digests)
