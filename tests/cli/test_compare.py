@@ -124,7 +124,9 @@ def test_bounds_of_a_sample_are_those_of_the_whole(trimtab, tmp_path, peers, mon
 def test_recommendation_is_the_best_ratio_that_is_fast_enough(trimtab, arrays, field, peers, tmp_path, monkeypatch):
     peers(Zstd())
     report = json.loads(trimtab("compare", arrays, "--rounds", 1, "--json").stdout)
-    best = max(report["contenders"], key=lambda contender: contender["ratio"])
+    least = 0.998 * max(contender["ratio"] for contender in report["contenders"])
+    equal = [contender for contender in report["contenders"] if contender["ratio"] >= least]
+    best = max(equal, key=lambda contender: contender["compress_megabytes_per_second"])
     assert report["recommendation"]["name"] == best["name"]
     assert report["recommendation"]["ratio"] == best["ratio"]
     peers()

@@ -193,13 +193,16 @@ def _pieces(source: Source, taken: Mapping[str, Sequence[Box]], bound: Bound) ->
 def _recommend(contenders: Sequence[Contender], num_pieces: int, min_speed: float | None) -> Choice:
     """Return the best ratio among those that took every array, kept the bound, and are fast enough.
 
+    Of ratios next to equal it is the one that packs fastest.
+
     Raises:
         NoFeasibleChoice: there is none.
     """
     from trimtab.tune import pick
 
     able = {c.name: c.metrics for c in contenders if c.num_arrays == num_pieces and c.kept}
-    return pick(able, "ratio", {"pack MB/s": min_speed, "unpack MB/s": min_speed} if min_speed else {})
+    needed = {"pack MB/s": min_speed, "unpack MB/s": min_speed} if min_speed else {}
+    return pick(able, "ratio", needed, then="pack MB/s")
 
 
 def _ours_best(contenders: Sequence[Contender], num_pieces: int, min_speed: float | None) -> Contender | None:

@@ -7,16 +7,22 @@ from collections.abc import Mapping
 from trimtab.errors import NoFeasibleChoice
 from trimtab.tune.choice import Choice
 
+_EQUAL = 0.998  # a goal of this part of the best is as good
 
-def pick(candidates: Mapping[str, Mapping[str, float]], goal: str, at_least: Mapping[str, float]) -> Choice:
+
+def pick(
+    candidates: Mapping[str, Mapping[str, float]], goal: str, at_least: Mapping[str, float], *, then: str
+) -> Choice:
     """Return the candidate with the largest `goal` among those whose metrics are all `at_least` as large as asked.
 
-    `candidates` maps a name to its metrics; one that lacks a metric does not meet it.
+    Of those whose goals are next to equal it is the one with the largest metric `then`. `candidates` maps a name to its
+    metrics; one that lacks a metric does not meet it.
 
     Raises:
         NoFeasibleChoice: none meets them all; the nearest are those that miss by the smallest factor.
 
-    >>> pick({"a": {"ratio": 9, "speed": 10}, "b": {"ratio": 5, "speed": 80}}, "ratio", {"speed": 50}).value
+    >>> candidates = {"a": {"ratio": 9, "speed": 10}, "b": {"ratio": 5, "speed": 80}}
+    >>> pick(candidates, "ratio", {"speed": 50}, then="speed").value
     'b'
     """
     shares = {
@@ -25,7 +31,9 @@ def pick(candidates: Mapping[str, Mapping[str, float]], goal: str, at_least: Map
     }
     meeting = [name for name, share in shares.items() if share >= 1]
     if meeting:
-        best = max(meeting, key=lambda name: candidates[name][goal])
+        least = _EQUAL * max(candidates[name][goal] for name in meeting)
+        equal = [name for name in meeting if candidates[name][goal] >= least]
+        best = max(equal, key=lambda name: candidates[name][then])
         return Choice(best, dict(candidates[best]))
     asked = " and ".join(f"{metric} of at least {least:g}" for metric, least in at_least.items())
     order = sorted(shares, key=lambda name: -shares[name])
