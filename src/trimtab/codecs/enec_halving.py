@@ -40,6 +40,17 @@ class HalvingParams(
         if self.low_bits > self.bits:
             raise ValueError(f"low_bits is {self.low_bits}; at most bits = {self.bits}")
 
+    def covers(self, exponents: np.ndarray) -> bool:
+        """Return whether all of these exponents (uint8, at least one) come back from their mapped values."""
+        above = 1 << self.bits >> 1
+        below = (1 << self.bits) - 1 - above
+        return self.base - int(exponents.min()) <= below and int(exponents.max()) - self.base <= above
+
+
+def exponent_counts(x: np.ndarray) -> np.ndarray:
+    """Return how often each exponent occurs (int64[256]) in flat contiguous bfloat16, float16 or float32 elements."""
+    return _histogram(_split(x, x.dtype.name)[1])
+
 
 def search_params(counts: np.ndarray) -> HalvingParams:
     """Return the paper's parameters for these exponent counts (int64[256]).
@@ -92,14 +103,15 @@ def check_published(dtype: str) -> None:
         )
 
 
-def encode_halving(x: np.ndarray) -> tuple[HalvingParams, dict[str, np.ndarray]]:
-    """Encode flat contiguous bfloat16, float16 or float32 elements, at least one."""
+def encode_halving(x: np.ndarray, given: HalvingParams | None) -> tuple[HalvingParams, dict[str, np.ndarray]]:
+    """Encode flat contiguous bfloat16, float16 or float32 elements, at least one, with the `given` params if they fit.
+
+    The map has an inverse only where all exponents lie within ``2**bits``; params that do not fit are searched for.
+    """
     halving, name = kernels.load("halving"), x.dtype.name
     num_elements = x.size
     rest, exponents = _split(x, name)
-    counts = np.empty(256, np.int64)
-    kernels.load("huffman").histogram(exponents, counts)
-    params = search_params(counts)
+    params = given if given is not None and given.covers(exponents) else search_params(_histogram(exponents))
     parts = _Parts(name, num_elements, params)
     fixed = np.empty(parts.masks_end, np.uint8)
     fixed[: parts.rest_end] = rest
@@ -192,6 +204,12 @@ class _Parts:
 
     def mask_slice(self, chunk: int) -> slice:
         return slice(chunk * self._masks_of_chunk, (chunk + 1) * self._masks_of_chunk)
+
+
+def _histogram(exponents: np.ndarray) -> np.ndarray:
+    counts = np.empty(256, np.int64)
+    kernels.load("huffman").histogram(exponents, counts)
+    return counts
 
 
 def _split(x: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
