@@ -34,16 +34,16 @@ class EscapeParams(
 
 def encode_escape(x: np.ndarray) -> tuple[EscapeParams, dict[str, np.ndarray]] | None:
     """Encode flat contiguous bfloat16 elements; None where this layout does not suit them."""
-    halves = x.view(np.uint16)
-    counts = np.empty(256, np.int64)
+    counts, halves = np.empty(256, np.int64), x.view(np.uint16)
     kernels.load("bitplanes").survey(halves, sampling_step(halves.size), counts)
     chosen = choose_codes(counts)
-    return None if chosen is None else (chosen[0], encode_with(halves, *chosen))
+    return None if chosen is None else (chosen[0], encode_with(x, *chosen))
 
 
-def encode_with(halves: np.ndarray, params: EscapeParams, listed: np.ndarray) -> dict[str, np.ndarray]:
-    """Encode the bits (uint16) of bfloat16 elements with these codes, whatever `choose_codes` would say."""
+def encode_with(x: np.ndarray, params: EscapeParams, listed: np.ndarray) -> dict[str, np.ndarray]:
+    """Encode flat contiguous bfloat16 elements with these codes, whatever `choose_codes` would say."""
     bitplanes = kernels.load("bitplanes")
+    halves = x.view(np.uint16)
     base, width, next_width = params.base, params.width, params.next_width
     num_planes = bitplanes.plane_bytes(halves.size, width)
     fixed = np.empty(halves.size + num_planes, np.uint8)

@@ -29,7 +29,7 @@ _HALF_EXTRA = 3
 class HalvingParams(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="layout", tag="halving"
 ):
-    """The paper's b, n, m and L."""
+    """The paper's b (`base`), n (`bits`, up to 8), m (`low_bits`, up to n) and L (`group`, always 16)."""
 
     base: Annotated[int, msgspec.Meta(ge=0, le=255)]
     bits: Annotated[int, msgspec.Meta(ge=0, le=8)]
