@@ -199,7 +199,7 @@ def transfer_tables(record: Record) -> str:
         layout, dtype = subject.split(" ")
         models = [name.removesuffix(f" {dtype}") for name in record.data if name.endswith(f" {dtype}")]
         heads = ["", f"**{EACH_TENSOR}**", *(f"of {source}" for source in found)]
-        heads += ["encode, GB/s, with a search", "with the model's own", "search, microseconds a tensor"]
+        heads += ["encode with the search, GB/s", "without", "search, microseconds a tensor"]
         table = markdown(heads, [_transfer_row(record, f"{subject}/{model}", model, list(found)) for model in models])
         values = "; ".join(
             f"{source} {', '.join(str(v) for k, v in params.items() if k not in ('layout', 'distances'))}"
@@ -213,6 +213,7 @@ def transfer_tables(record: Record) -> str:
         "- in brackets: against the parameters of the model itself, found on all its tensors together",
         "- where not all bytes fit, the other tensors have exponents that the parameters cannot map, a zero for "
         "instance, and take a search of their own",
+        "- speeds are those of packing with each tensor's own parameters, searched for or known beforehand",
         f"- table IV: what the paper gives for large language models; its own transfer: {claim}",
     ]
     return "\n\n".join([*parts, "\n".join(notes)])
@@ -227,7 +228,7 @@ def _transfer_row(record: Record, key: str, model: str, sources: Sequence[str]) 
             text += f" ({metrics[f'{key}/{source}/share'].value - 1:+.2%})"
         fitting = metrics.get(f"{key}/{source}/fitting")
         row.append(text if fitting is None or fitting.value == 1 else f"{text}, {fitting.value:.0%} of bytes fit")
-    row += [f"{metrics[f'{key}/{source}/encode'].value:.2f}" for source in (EACH_TENSOR, model)]
+    row += [f"{metrics[f'{key}/{EACH_TENSOR}/{what}'].value:.2f}" for what in ("encode", "encode_known")]
     search = metrics[f"{key}/{EACH_TENSOR}/search"]
     return [*row, f"{search.value:.0f} ({search.low:.0f}-{search.high:.0f})"]
 
