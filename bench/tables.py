@@ -214,7 +214,7 @@ def transfer_tables(record: Record) -> str:
         "- where not all bytes fit, the other tensors have exponents that the parameters cannot map, a zero for "
         "instance, and take a search of their own",
         "- speeds are those of packing with each tensor's own parameters, searched for or known beforehand",
-        f"- table IV: what the paper gives for large language models; its own transfer: {claim}",
+        f"- table IV: what the paper gives for large language models; beside it, the paper says: {claim}",
     ]
     return "\n\n".join([*parts, "\n".join(notes)])
 
