@@ -24,7 +24,7 @@ Differences of mode "paper":
 - a tensor with one exponent stores none (the paper: n = m = L = 1); two neighbours and {0, 255}, on which the
   published search fails, take the same search with the ends as candidates, or b = 127 and n = 8;
 - tensors of one axis are packed too;
-- parameters that are given, not searched for, may not fit a tensor; the search then finds those of this one.
+- given parameters that cannot map all exponents of a tensor give way to a search for this one.
 
 The entry
 =========
