@@ -102,7 +102,7 @@ def test_one_array_of_6_gib(tmp_path, dtype, shape, rel):
     if free_memory() < limit + GIB or shutil.disk_usage(tmp_path).free < 20 * GIB:
         pytest.skip("needs 14 GiB of free memory and 20 GiB of free disk")
     source, packed, back = tmp_path / "a.npy", tmp_path / "a.tt", tmp_path / "b.npy"
-    flags = ["--rel", rel, "--level", "fast"] if rel else []
+    flags = ["--rel", rel] if rel else []
     _, first = next(huge_pieces(dtype, num_elements))
     bound = Abs(rel * value_range(first)) if rel else Lossless()
     try:
