@@ -218,6 +218,29 @@ def test_paper_mode_search_where_the_published_one_fails(exponents, expected):
     assert same_bits(decoded(PAPER.encode(x)), x)
 
 
+@given(st.dictionaries(st.integers(0, 255), st.integers(1, 10**12), min_size=2))
+@settings(deadline=None)
+def test_paper_mode_search_is_the_published_one(occurring):
+    """Equations 1 to 4, spelled out."""
+    counts = np.zeros(256, np.int64)
+    counts[list(occurring)] = list(occurring.values())
+    low, high, total = min(occurring), max(occurring), sum(occurring.values())
+    candidates = []
+    for base in range(low + 1, high) or (low, high):
+        bits = max((base - low).bit_length(), max(high - base - 1, 0).bit_length()) + 1
+        if bits <= 8:
+            candidates.append((sum(n * ((base - x) % (1 << bits)) for x, n in occurring.items()), base, bits))
+    _, base, bits = min(candidates)
+    params = search_params(counts)
+    assert (params.base, params.bits) == (base, bits)
+
+    def size(low_bits: int) -> float:
+        unmasked = sum(n for x, n in occurring.items() if (base - x) % (1 << bits) < 1 << low_bits) / total
+        return 1 / 16 + bits + (low_bits - bits) * unmasked**16
+
+    assert size(params.low_bits) <= min(map(size, range(1, bits)), default=np.inf) + 1e-9
+
+
 def paper(base: int, bits: int, low_bits: int) -> ENEC:
     return ENEC(mode="paper", params=HalvingParams(base=base, bits=bits, low_bits=low_bits))
 

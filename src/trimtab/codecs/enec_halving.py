@@ -62,15 +62,15 @@ def search_params(counts: np.ndarray) -> HalvingParams:
     low, high = int(seen[0]), int(seen[-1])
     if low == high:
         return HalvingParams(base=low, bits=0, low_bits=0)
-    share = counts[seen] / counts.sum()
-    best = (np.inf, 0, 0)
     # strictly between the ends, as published; two neighbours have nothing between them
-    for base in range(low + 1, high) if high - low > 1 else (low, high):
-        bits = max((base - low).bit_length(), max(high - base - 1, 0).bit_length()) + 1
-        if bits <= 8:
-            distance = float(np.dot(share, (base - seen) % (1 << bits)))
-            best = min(best, (distance, base, bits))
-    _, base, bits = best
+    bases = np.arange(low + 1, high) if high - low > 1 else np.array([low, high])
+    _, lengths = np.frexp(np.maximum(bases - low, high - bases - 1))  # of the integers in bits
+    possible = lengths < 8
+    bases, widths = bases[possible], lengths[possible] + 1
+    distances = ((bases[:, None] - seen) % (1 << widths)[:, None]) @ counts[seen]
+    best = int(np.argmin(distances))
+    base, bits = int(bases[best]), int(widths[best])
+    share = counts[seen] / counts.sum()
     mapped = (base - seen) % (1 << bits)
     sizes = [(1 / GROUP + bits + (m - bits) * float(share[mapped < 1 << m].sum()) ** GROUP, m) for m in range(1, bits)]
     return HalvingParams(base=base, bits=bits, low_bits=min(sizes)[1] if sizes else bits)
