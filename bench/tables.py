@@ -15,6 +15,9 @@ RATE_DISTORTION_CHART = ASSETS / "rate-distortion.svg"
 GIVEN = "trimtab ENEC, given outputs"
 """The contender that decodes into arrays which exist: shown, but not ranked with those that allocate."""
 
+EACH_TENSOR = "each tensor's own"
+"""The source of parameters that is a search for every tensor."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -189,6 +192,47 @@ def startup_table(record: Record) -> str:
     return markdown(["wall time of a fresh process", "median"], rows)
 
 
+def transfer_tables(record: Record) -> str:
+    """Return for every layout and dtype a row a model: its ratio with the parameters of each source, and the times."""
+    parts = []
+    for subject, found in record.encoding["parameters"].items():
+        layout, dtype = subject.split(" ")
+        models = [name.removesuffix(f" {dtype}") for name in record.data if name.endswith(f" {dtype}")]
+        heads = ["", f"**{EACH_TENSOR}**", *(f"of {source}" for source in found)]
+        heads += ["encode with the search, GB/s", "without", "search, microseconds a tensor"]
+        table = markdown(heads, [_transfer_row(record, f"{subject}/{model}", model, list(found)) for model in models])
+        values = "; ".join(
+            f"{source} {', '.join(str(v) for k, v in params.items() if k not in ('layout', 'distances'))}"
+            for source, params in found.items()
+        )
+        parts.append(
+            f"**{layout.capitalize()}, {dtype}**: ratio by whose parameters\n\n{table}\n\nParameters: {values}."
+        )
+    claim = next(metric.claim for metric in record.metrics.values() if metric.claim)
+    notes = [
+        "- in brackets: against the parameters of the model itself, found on all its tensors together",
+        "- where not all bytes fit, the other tensors have exponents that the parameters cannot map, a zero for "
+        "instance, and take a search of their own",
+        "- speeds are those of packing with each tensor's own parameters, searched for or known beforehand",
+        f"- table IV: what the paper gives for large language models; beside it, the paper says: {claim}",
+    ]
+    return "\n\n".join([*parts, "\n".join(notes)])
+
+
+def _transfer_row(record: Record, key: str, model: str, sources: Sequence[str]) -> list[str]:
+    metrics = record.metrics
+    row = [model]
+    for source in (EACH_TENSOR, *sources):
+        text = f"{metrics[f'{key}/{source}/ratio'].value:.4f}"
+        if source != model:
+            text += f" ({metrics[f'{key}/{source}/share'].value - 1:+.2%})"
+        fitting = metrics.get(f"{key}/{source}/fitting")
+        row.append(text if fitting is None or fitting.value == 1 else f"{text}, {fitting.value:.0%} of bytes fit")
+    row += [f"{metrics[f'{key}/{EACH_TENSOR}/{what}'].value:.2f}" for what in ("encode", "encode_known")]
+    search = metrics[f"{key}/{EACH_TENSOR}/search"]
+    return [*row, f"{search.value:.0f} ({search.low:.0f}-{search.high:.0f})"]
+
+
 def gpu_table(record: Record) -> str:
     """Return bandwidths on the device and their share of a copy's, a row a call."""
     rows = []
@@ -217,6 +261,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "lossy": ("Fields, within an error bound", lossy_tables),
     "rate_distortion": ("Fields, size at equal PSNR", rate_distortion_tables),
     "scaling": ("A second thread", scaling_table),
+    "transfer": ("Parameters of another model", transfer_tables),
     "startup": ("Start-up", startup_table),
     "gpu": ("On a GPU", gpu_table),
 }

@@ -42,6 +42,7 @@ def test_entry_points_name_the_codecs():
     [
         adapters.ENEC(),
         adapters.ENEC(mode="paper"),
+        adapters.ENEC(mode="paper", params={"base": 122, "bits": 6, "low_bits": 3}),
         adapters.SZ(tt.Rel(0.1)),
         adapters.SZ({"kind": "psnr", "value": 60}),
     ],

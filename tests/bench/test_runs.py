@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import trimtab as tt
-from bench import lossless, lossy, scaling, startup
+from bench import lossless, lossy, scaling, startup, transfer
 from bench.contenders import attempt, trimtab_contender
 from bench.harness import Contender, Options
+from bench.tables import EACH_TENSOR, transfer_tables
 from bench.weights import DTYPES, Weights, cast
 from trimtab.codecs import ENEC, SZ, Raw
 from trimtab.peers import SZ3, Encoded, Zstd
@@ -148,3 +149,32 @@ def test_heavy_modules_are_noticed() -> None:
     assert startup.heavy_modules("import numba") == ["numba", "llvmlite"]
     with pytest.raises(RuntimeError, match="exit status"):
         startup.heavy_modules("raise SystemExit(3)")
+
+
+def test_transfer_packs_each_model_with_the_parameters_of_the_others(weights: Weights) -> None:
+    larger = {
+        "w": 64 * weights["w"],
+        "with a zero": np.append(weights["w"], np.float32(0)),
+        "small": np.ones(1023, "f4"),
+    }
+    record = transfer.run({"tiny": weights, "larger": larger}, Options(name="transfer", **QUICK))
+    assert record.data["tiny bf16"] == {"num_tensors": 1, "num_bytes": 2 * 80 * 64, "num_suited": 1}
+    assert record.data["larger fp32"]["num_tensors"] == 2
+    assert [*record.encoding["parameters"]] == ["paper bf16", "escape bf16", "paper fp16", "paper fp32"]
+    packed = ENEC(mode="paper").fit(larger.values()).encode(weights["w"])
+    assert record.metrics["paper fp32/tiny/larger/ratio"].value == pytest.approx(4 * 80 * 64 / packed.num_bytes, 1e-5)
+    assert record.metrics["paper fp32/tiny/tiny/share"].value == 1
+    assert record.metrics["paper fp32/tiny/larger/share"].value < 1
+    assert record.metrics["paper fp32/larger/tiny/fitting"].value < 1
+    assert record.metrics["paper fp32/larger/larger/fitting"].value == 1
+    assert record.metrics["escape bf16/larger/tiny/share"].value < 1
+    assert record.metrics[f"escape bf16/tiny/{EACH_TENSOR}/search"].unit == "us"
+    claimed = {key.split("/")[2] for key, metric in record.metrics.items() if metric.claim}
+    assert claimed == {"tiny", "larger"}
+    assert [bar.name.split(":")[0] for bar in record.bars] == ["paper", "escape"]
+    assert "of bytes fit" in transfer_tables(record)
+
+
+def test_transfer_unpacks_what_it_counts(weights: Weights) -> None:
+    with pytest.raises(RuntimeError, match="does not come back bit for bit"):
+        transfer.packed_bytes([weights["w"]], lambda x: ENEC().encode(-x))

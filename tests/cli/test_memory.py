@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from trimtab.bounds import Abs, Lossless, value_range
 from trimtab.dtypes import numpy_dtype
 from trimtab.sources import Spec, create_target
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kB on Linux only")
+GIB = 1 << 30
 RESERVE = {".pt": 500 * 10**6}  # the code of PyTorch alone takes 180 MB
 
 MEASURE = """
@@ -64,6 +69,60 @@ def test_one_large_array(tmp_path, suffix, flags):
     assert peak_bytes("pack", source, packed, *flags) < limit
     assert peak_bytes("verify", packed, "--against", source) < limit
     assert peak_bytes("unpack", packed, back) < limit
+
+
+def huge_pieces(dtype: str, num_elements: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield the parts of a huge array and where they stand; no two are alike, so that a mix-up of offsets shows."""
+    rng = np.random.default_rng(0)
+    size = 1 << 24
+    pattern = np.abs(0.02 * rng.standard_normal(size, dtype=np.float32))
+    pattern = (500 * pattern if dtype == "uint8" else pattern).astype(dtype)
+    for i, start in enumerate(range(0, num_elements, size)):
+        where = slice(start, min(start + size, num_elements))
+        yield where, np.roll(pattern, 977 * i)[: where.stop - start]
+
+
+def free_memory() -> int:
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return 1024 * int(lines["MemAvailable"].split()[0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("dtype", "shape", "rel"),
+    [
+        ("uint8", (6 * GIB + 1001,), 0.0),  # more than 2**32 elements
+        ("float32", (3, GIB // 2 + 7), 0.0),
+        ("float16", (3, 1 << 15, 1 << 15), 1e-3),  # more than 2**31 elements
+    ],
+)
+def test_one_array_of_6_gib(tmp_path, dtype, shape, rel):
+    num_elements = math.prod(shape)
+    limit = 2 * num_elements * np.dtype(dtype).itemsize + 300 * 10**6
+    if free_memory() < limit + GIB or shutil.disk_usage(tmp_path).free < 20 * GIB:
+        pytest.skip("needs 14 GiB of free memory and 20 GiB of free disk")
+    source, packed, back = tmp_path / "a.npy", tmp_path / "a.tt", tmp_path / "b.npy"
+    flags = ["--rel", rel] if rel else []
+    _, first = next(huge_pieces(dtype, num_elements))
+    bound = Abs(rel * value_range(first)) if rel else Lossless()
+    try:
+        x = np.lib.format.open_memmap(source, "w+", dtype, shape).reshape(-1)
+        for where, piece in huge_pieces(dtype, num_elements):
+            x[where] = piece
+        del x
+        assert peak_bytes("pack", source, packed, *flags) < limit
+        assert packed.stat().st_size < (0.6 if rel else 0.9) * 6 * GIB
+        source.unlink()
+        assert peak_bytes("unpack", packed, back) < limit
+        y = np.load(back, mmap_mode="r")
+        assert y.shape == shape and y.dtype == dtype
+        y = y.reshape(-1)
+        for where, piece in huge_pieces(dtype, num_elements):
+            assert bound.allows(piece, y[where]), where
+    finally:  # pytest keeps the folders of its last three runs
+        for path in (source, packed, back):
+            path.unlink(missing_ok=True)
 
 
 @pytest.mark.slow

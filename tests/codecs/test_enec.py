@@ -9,16 +9,18 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.samples import ALL, random_bits, same_bits, sample
 from trimtab import kernels
 from trimtab.codecs import ENEC, Raw, make_codec
+from trimtab.codecs.codec import describe
 from trimtab.codecs.enec import HalvingParams, published_bits, search_params, unmasked_groups
 from trimtab.codecs.enec_halving import CHUNK
 from trimtab.dtypes import numpy_dtype
-from trimtab.errors import Corrupt, FormatError, ShapeError
+from trimtab.errors import Corrupt, FormatError, ShapeError, UsageError
 from trimtab.packed import Header, Packed
 
 PAPER = ENEC(mode="paper")
@@ -214,6 +216,110 @@ def test_paper_mode_search_where_the_published_one_fails(exponents, expected):
     halves = np.resize(np.array(exponents, np.uint16) << 7, 5001) | np.uint16(0x8001)
     x = halves.view(numpy_dtype("bfloat16"))
     assert same_bits(decoded(PAPER.encode(x)), x)
+
+
+@given(st.dictionaries(st.integers(0, 255), st.integers(1, 10**12), min_size=2))
+@settings(deadline=None)
+def test_paper_mode_search_is_the_published_one(occurring):
+    """Equations 1 to 4, spelled out."""
+    counts = np.zeros(256, np.int64)
+    counts[list(occurring)] = list(occurring.values())
+    low, high, total = min(occurring), max(occurring), sum(occurring.values())
+    candidates = []
+    for base in range(low + 1, high) or (low, high):
+        bits = max((base - low).bit_length(), max(high - base - 1, 0).bit_length()) + 1
+        if bits <= 8:
+            candidates.append((sum(n * ((base - x) % (1 << bits)) for x, n in occurring.items()), base, bits))
+    _, base, bits = min(candidates)
+    params = search_params(counts)
+    assert (params.base, params.bits) == (base, bits)
+
+    def size(low_bits: int) -> float:
+        unmasked = sum(n for x, n in occurring.items() if (base - x) % (1 << bits) < 1 << low_bits) / total
+        return 1 / 16 + bits + (low_bits - bits) * unmasked**16
+
+    assert size(params.low_bits) <= min(map(size, range(1, bits)), default=np.inf) + 1e-9
+
+
+def paper(base: int, bits: int, low_bits: int) -> ENEC:
+    return ENEC(mode="paper", params=HalvingParams(base=base, bits=bits, low_bits=low_bits))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_paper_mode_takes_given_params(name):
+    x = sample(name, (3, 5001))
+    own = PAPER.encode(x).params(HalvingParams)
+    codec = paper(own.base, own.bits + 1, own.low_bits)
+    packed = codec.encode(x)
+    assert packed.params(HalvingParams) == codec.params != own
+    assert packed.header.codec == {"id": "enec", "mode": "paper"}
+    assert same_bits(decoded(packed), x)
+    same = ENEC(mode="paper", params=own).encode(x)
+    assert np.array_equal(same.buffers["stream"], PAPER.encode(x).buffers["stream"])
+
+
+@pytest.mark.parametrize(("bits", "low_bits"), [(0, 0), (1, 1), (2, 0), (3, 2), (6, 3), (8, 4), (8, 8)])
+def test_given_params_stay_lossless_at_both_ends_of_their_range(bits, low_bits):
+    """The given params are used if every exponent is in their range, and the search's where a single one is not."""
+    base = 120
+    lowest, highest = base + 1 - (1 << bits) + (1 << bits >> 1), base + (1 << bits >> 1)
+    codec = paper(base, bits, low_bits)
+    for low, high, fit in [(lowest, highest, True), (lowest - 1, highest, False), (lowest, highest + 1, False)]:
+        low, high = max(low, 0), min(high, 255)
+        exponents = np.random.default_rng(0).integers(low, high + 1, 5001).astype(np.uint16)
+        exponents[:3] = np.array([low, high, low])
+        x = (exponents << 7 | 0x8055).view(numpy_dtype("bfloat16"))
+        packed = codec.encode(x)
+        if packed.header.codec["id"] == "enec":
+            used = packed.params(HalvingParams)
+            assert (used == codec.params) == fit
+            if not fit:
+                assert used == PAPER.encode(x).params(HalvingParams)
+        else:
+            assert bits == 8
+        assert same_bits(decoded(packed), x)
+
+
+@given(st.sampled_from(PUBLISHED), st.integers(0, 10**4), st.integers(0, 255), st.integers(0, 8), st.integers(0, 8))
+@settings(max_examples=100, deadline=None)
+def test_any_given_params_are_lossless(name, seed, base, bits, low_bits):
+    x = sample(name, (3001,), seed)
+    x[::7] = random_bits(name, x[::7].size, seed)
+    x[: seed % 3001] = x[0]
+    assert same_bits(decoded(paper(base, bits, min(bits, low_bits)).encode(x)), x)
+
+
+def test_fit_finds_params_for_several_arrays():
+    small, wide = sample("bfloat16", (2000,)), sample("float32", (4000,)) * np.float32(64)
+    codec = PAPER.fit([small, wide, np.arange(5000), sample("float16", (1023,))])
+    counts = np.bincount(small.view(np.uint16) >> 7 & 255, minlength=256)
+    counts += np.bincount(wide.view(np.uint32) >> 23 & 255, minlength=256)
+    assert codec == ENEC(mode="paper", params=search_params(counts))
+    assert PAPER.fit([torch.from_numpy(wide)]) == PAPER.fit([wide[::-1]]) != codec
+    for x in (small, wide):
+        assert codec.encode(x).params(HalvingParams) == codec.params
+    assert make_codec(describe(codec)) == codec
+    with pytest.raises(UsageError, match="none of the arrays is of bfloat16, float16, float32 and 1024 elements"):
+        PAPER.fit([small[:1000], np.arange(5000)])
+    with pytest.raises(UsageError, match="float16 has exponents of its own; fit the arrays of bfloat16, float16 apart"):
+        PAPER.fit([small, small.astype(np.float16)])
+    with pytest.raises(UsageError, match="only mode 'paper' has parameters to fit, not mode 'fast'"):
+        ENEC().fit([small])
+
+
+def test_bad_params_are_refused():
+    good = HalvingParams(base=122, bits=6, low_bits=3)
+    assert ENEC(mode="paper", params=msgspec.to_builtins(good)).params == good
+    with pytest.raises(UsageError, match="mode 'fast' takes none"):
+        ENEC(params=good)
+    for change in ({"base": 256}, {"base": -1}, {"bits": 9}, {"low_bits": 2.0}, {"group": 32}, {"base": np.uint8(3)}):
+        with pytest.raises(UsageError, match="bad params: "):
+            ENEC(mode="paper", params=msgspec.structs.replace(good, **change))
+    for bad in ({"base": 122}, {"layout": "escape", "base": 1, "bits": 2, "low_bits": 1}, 5, "6", [122, 6, 3, 16]):
+        with pytest.raises(UsageError, match="bad params: "):
+            ENEC(mode="paper", params=bad)
+        with pytest.raises(Corrupt, match="bad settings of codec 'enec'"):
+            make_codec({"id": "enec", "mode": "paper", "params": bad})
 
 
 def test_paper_mode_refuses_other_dtypes():

@@ -69,5 +69,5 @@ def make_codec(settings: Mapping[str, Any]) -> Codec:
 
 
 def describe(codec: Codec) -> dict[str, Any]:
-    """Return the settings of a codec as plain data, the inverse of `make_codec`."""
-    return msgspec.to_builtins(codec)
+    """Return the settings of a codec as plain data, the inverse of `make_codec`; a setting that is None is left out."""
+    return {name: value for name, value in msgspec.to_builtins(codec).items() if value is not None}

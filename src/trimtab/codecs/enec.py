@@ -23,7 +23,8 @@ Differences of mode "paper":
 - no sizes per core are stored: the mask bits tell them;
 - a tensor with one exponent stores none (the paper: n = m = L = 1); two neighbours and {0, 255}, on which the
   published search fails, take the same search with the ends as candidates, or b = 127 and n = 8;
-- tensors of one axis are packed too.
+- tensors of one axis are packed too;
+- given parameters that cannot map all exponents of a tensor give way to a search for this one.
 
 The entry
 =========
@@ -66,19 +67,23 @@ params: ``base`` and ``span``. Chunks are 2**18 elements, the last one shorter.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import msgspec
 import numpy as np
 
+from trimtab.arrays import Array, as_numpy
 from trimtab.bounds import Bound, Lossless
 from trimtab.codecs.codec import describe
 from trimtab.codecs.enec_device import decode_escape_tensor, encode_escape_tensor
 from trimtab.codecs.enec_escape import CHUNK, EscapeParams, encode_escape, escape_decoder
 from trimtab.codecs.enec_halving import (
+    MANTISSA_BITS,
     HalvingParams,
     check_published,
     encode_halving,
+    exponent_counts,
     halving_decoder,
     published_bits,
     search_params,
@@ -93,7 +98,7 @@ from trimtab.codecs.enec_planes import (
 )
 from trimtab.codecs.raw import Raw
 from trimtab.dtypes import dtype_name, numpy_dtype
-from trimtab.errors import Corrupt
+from trimtab.errors import Corrupt, UsageError
 from trimtab.packed import Header, Packed
 
 if TYPE_CHECKING:
@@ -119,6 +124,13 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     `mode` "fast" takes every dtype, "ratio" too and makes them smaller in more time; "paper" is ENEC as published, for
     bfloat16, float16 and float32.
 
+    Mode "paper" searches for the parameters of each array, which takes longer than packing a small one. With `params`,
+    from `fit` or from the paper, that is left out wherever they fit; where an exponent is out of their range, the array
+    gets its own. What is decoded is the same, but ill-chosen `params` pack badly.
+
+    Raises:
+        UsageError: `params` are out of their range, or the mode is not "paper".
+
     >>> x = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     >>> packed = ENEC().encode(x)
     >>> packed.num_bytes < x.nbytes, np.array_equal(ENEC().decode(packed), x)
@@ -129,6 +141,46 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     fixed_size: ClassVar[bool] = False
 
     mode: Literal["fast", "ratio", "paper"] = "fast"
+    params: HalvingParams | None = None
+
+    def __post_init__(self) -> None:
+        if self.params is None:
+            return
+        if self.mode != "paper":
+            raise UsageError(f"params are those of mode 'paper'; mode {self.mode!r} takes none")
+        try:
+            params = msgspec.convert(msgspec.to_builtins(self.params), type=HalvingParams)
+        except (msgspec.ValidationError, TypeError) as error:
+            raise UsageError(f"bad params: {error}") from None
+        msgspec.structs.force_setattr(self, "params", params)
+
+    def fit(self, arrays: Iterable[Array]) -> ENEC:
+        """Return this codec with the parameters that suit `arrays` together, to pack these or others without a search.
+
+        Looked at are the bfloat16, float16 and float32 arrays of at least 1024 elements, NumPy's or torch's; float16
+        has exponents of its own and cannot be mixed with the others.
+
+        Raises:
+            UsageError: the mode is not "paper", there is no such array, or float16 is mixed with others.
+
+        >>> x = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+        >>> codec = ENEC(mode="paper").fit([x])
+        >>> codec.params
+        HalvingParams(base=127, bits=5, low_bits=3, group=16)
+        """
+        if self.mode != "paper":
+            raise UsageError(f"only mode 'paper' has parameters to fit, not mode {self.mode!r}")
+        counts, names = np.zeros(256, np.int64), set[str]()
+        for x in map(as_numpy, arrays):
+            name = dtype_name(x.dtype)
+            if name in MANTISSA_BITS and x.size >= _SMALL[self.mode]:
+                names.add(name)
+                counts += exponent_counts(_flat(x, name))
+        if not names:
+            raise UsageError(f"none of the arrays is of {', '.join(MANTISSA_BITS)} and {_SMALL[self.mode]} elements")
+        if "float16" in names and len(names) > 1:
+            raise UsageError(f"float16 has exponents of its own; fit the arrays of {', '.join(sorted(names))} apart")
+        return ENEC(mode=self.mode, params=search_params(counts))
 
     def encode(self, x: np.ndarray, bound: Bound = Lossless()) -> Packed:
         """Pack an array of any shape, byte order and memory layout.
@@ -143,13 +195,11 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             check_published(name)
         if x.size < _SMALL[self.mode]:
             return Raw().encode(x, bound)
-        flat = np.ascontiguousarray(x, numpy_dtype(name)).reshape(-1)
-        if not flat.flags.aligned:
-            flat = flat.copy()
+        flat = _flat(x, name)
         thorough = self.mode == "ratio"
         encoded = None
         if self.mode == "paper":
-            encoded = encode_halving(flat)
+            encoded = encode_halving(flat, self.params)
         elif name == "bfloat16" and not thorough:
             encoded = encode_escape(flat)
         else:
@@ -157,9 +207,8 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         params, buffers = encoded or encode_planes(flat, thorough)
         if sum(buffer.size for buffer in buffers.values()) + _OVERHEAD >= flat.nbytes:
             return Raw().encode(x, bound)
-        header = Header(
-            codec=describe(self), bound=bound, dtype=name, shape=x.shape, params=msgspec.to_builtins(params)
-        )
+        codec = describe(ENEC(mode=self.mode))  # the parameters that were used stand beside it
+        header = Header(codec=codec, bound=bound, dtype=name, shape=x.shape, params=msgspec.to_builtins(params))
         return Packed(header, buffers)
 
     def decode(self, packed: Packed, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -225,3 +274,9 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """Return the chunks of 2**18 elements, in C order."""
         flat = y.reshape(-1)
         return [flat[start : start + CHUNK] for start in range(0, max(flat.size, 1), CHUNK)]
+
+
+def _flat(x: np.ndarray, name: str) -> np.ndarray:
+    """Return the elements in C order, aligned and in this machine's byte order."""
+    flat = np.ascontiguousarray(x, numpy_dtype(name)).reshape(-1)
+    return flat if flat.flags.aligned else flat.copy()

@@ -34,14 +34,16 @@ class EscapeParams(
 
 def encode_escape(x: np.ndarray) -> tuple[EscapeParams, dict[str, np.ndarray]] | None:
     """Encode flat contiguous bfloat16 elements; None where this layout does not suit them."""
+    counts, halves = np.empty(256, np.int64), x.view(np.uint16)
+    kernels.load("bitplanes").survey(halves, sampling_step(halves.size), counts)
+    chosen = choose_codes(counts)
+    return None if chosen is None else (chosen[0], encode_with(x, *chosen))
+
+
+def encode_with(x: np.ndarray, params: EscapeParams, listed: np.ndarray) -> dict[str, np.ndarray]:
+    """Encode flat contiguous bfloat16 elements with these codes, whatever `choose_codes` would say."""
     bitplanes = kernels.load("bitplanes")
     halves = x.view(np.uint16)
-    counts = np.empty(256, np.int64)
-    bitplanes.survey(halves, sampling_step(halves.size), counts)
-    chosen = choose_codes(counts)
-    if chosen is None:
-        return None
-    params, listed = chosen
     base, width, next_width = params.base, params.width, params.next_width
     num_planes = bitplanes.plane_bytes(halves.size, width)
     fixed = np.empty(halves.size + num_planes, np.uint8)
@@ -64,7 +66,7 @@ def encode_escape(x: np.ndarray) -> tuple[EscapeParams, dict[str, np.ndarray]] |
 
     kernels.for_each(encode_chunks, -(-num_chunks // _CHUNKS_A_THREAD))
     escapes = np.concatenate([listed[: (1 << next_width) - 1], table.view(np.uint8).reshape(-1), *tails])
-    return params, {"fixed": fixed, "escapes": escapes}
+    return {"fixed": fixed, "escapes": escapes}
 
 
 def choose_codes(counts: np.ndarray) -> tuple[EscapeParams, np.ndarray] | None:

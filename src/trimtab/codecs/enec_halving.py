@@ -29,7 +29,7 @@ _HALF_EXTRA = 3
 class HalvingParams(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="layout", tag="halving"
 ):
-    """The paper's b, n, m and L."""
+    """The paper's b (`base`), n (`bits`, up to 8), m (`low_bits`, up to n) and L (`group`, always 16)."""
 
     base: Annotated[int, msgspec.Meta(ge=0, le=255)]
     bits: Annotated[int, msgspec.Meta(ge=0, le=8)]
@@ -39,6 +39,17 @@ class HalvingParams(
     def __post_init__(self) -> None:
         if self.low_bits > self.bits:
             raise ValueError(f"low_bits is {self.low_bits}; at most bits = {self.bits}")
+
+    def covers(self, exponents: np.ndarray) -> bool:
+        """Return whether all of these exponents (uint8, at least one) come back from their mapped values."""
+        above = 1 << self.bits >> 1
+        below = (1 << self.bits) - 1 - above
+        return self.base - int(exponents.min()) <= below and int(exponents.max()) - self.base <= above
+
+
+def exponent_counts(x: np.ndarray) -> np.ndarray:
+    """Return how often each exponent occurs (int64[256]) in flat contiguous bfloat16, float16 or float32 elements."""
+    return _histogram(_split(x, x.dtype.name)[1])
 
 
 def search_params(counts: np.ndarray) -> HalvingParams:
@@ -51,15 +62,15 @@ def search_params(counts: np.ndarray) -> HalvingParams:
     low, high = int(seen[0]), int(seen[-1])
     if low == high:
         return HalvingParams(base=low, bits=0, low_bits=0)
-    share = counts[seen] / counts.sum()
-    best = (np.inf, 0, 0)
     # strictly between the ends, as published; two neighbours have nothing between them
-    for base in range(low + 1, high) if high - low > 1 else (low, high):
-        bits = max((base - low).bit_length(), max(high - base - 1, 0).bit_length()) + 1
-        if bits <= 8:
-            distance = float(np.dot(share, (base - seen) % (1 << bits)))
-            best = min(best, (distance, base, bits))
-    _, base, bits = best
+    bases = np.arange(low + 1, high) if high - low > 1 else np.array([low, high])
+    _, lengths = np.frexp(np.maximum(bases - low, high - bases - 1))  # of the integers in bits
+    possible = lengths < 8
+    bases, widths = bases[possible], lengths[possible] + 1
+    distances = ((bases[:, None] - seen) % (1 << widths)[:, None]) @ counts[seen]
+    best = int(np.argmin(distances))
+    base, bits = int(bases[best]), int(widths[best])
+    share = counts[seen] / counts.sum()
     mapped = (base - seen) % (1 << bits)
     sizes = [(1 / GROUP + bits + (m - bits) * float(share[mapped < 1 << m].sum()) ** GROUP, m) for m in range(1, bits)]
     return HalvingParams(base=base, bits=bits, low_bits=min(sizes)[1] if sizes else bits)
@@ -92,14 +103,15 @@ def check_published(dtype: str) -> None:
         )
 
 
-def encode_halving(x: np.ndarray) -> tuple[HalvingParams, dict[str, np.ndarray]]:
-    """Encode flat contiguous bfloat16, float16 or float32 elements, at least one."""
+def encode_halving(x: np.ndarray, given: HalvingParams | None) -> tuple[HalvingParams, dict[str, np.ndarray]]:
+    """Encode flat contiguous bfloat16, float16 or float32 elements, at least one, with the `given` params if they fit.
+
+    The map has an inverse only where all exponents lie within ``2**bits``; params that do not fit are searched for.
+    """
     halving, name = kernels.load("halving"), x.dtype.name
     num_elements = x.size
     rest, exponents = _split(x, name)
-    counts = np.empty(256, np.int64)
-    kernels.load("huffman").histogram(exponents, counts)
-    params = search_params(counts)
+    params = given if given is not None and given.covers(exponents) else search_params(_histogram(exponents))
     parts = _Parts(name, num_elements, params)
     fixed = np.empty(parts.masks_end, np.uint8)
     fixed[: parts.rest_end] = rest
@@ -192,6 +204,12 @@ class _Parts:
 
     def mask_slice(self, chunk: int) -> slice:
         return slice(chunk * self._masks_of_chunk, (chunk + 1) * self._masks_of_chunk)
+
+
+def _histogram(exponents: np.ndarray) -> np.ndarray:
+    counts = np.empty(256, np.int64)
+    kernels.load("huffman").histogram(exponents, counts)
+    return counts
 
 
 def _split(x: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
