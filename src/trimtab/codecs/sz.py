@@ -203,7 +203,7 @@ def _encode_tiles(
         if failed or stream.overflowed:
             return
         coder = TileCoder(tiles[index], plan.params.scale, plan.params.step, plan.params.offset)
-        encoded = coder.encode(flat, plan.limit, plan.largest, level)
+        encoded = coder.encode(flat, plan.limit, plan.largest, level, plan.error_share)
         if encoded is None:
             failed = True
             return

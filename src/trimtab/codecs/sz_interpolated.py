@@ -18,11 +18,13 @@ from __future__ import annotations
 import itertools
 import math
 import struct
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from trimtab import kernels
-from trimtab.codecs.interpolation import Interpolation, Target, applies
+from trimtab.codecs.interpolation import EVEN, Interpolation, Pass, Target, applies
 from trimtab.codecs.pyramid import Point
 from trimtab.codecs.sections import deflate, inflate
 from trimtab.codecs.tiling import Tile
@@ -34,45 +36,109 @@ INTERPOLATED = 255
 
 _HEAD = struct.Struct("<Bd4I")
 _MAX_OUTLIERS = 64  # one element in so many may be one
-_ATTEMPTS = 3
+_FINENESS = (EVEN, (4, 16), (16, 48))
+_FINENESS_PAYS = 2.0  # bits an element, beyond which finer coarse levels cost more than they save
+_PART_PAYS = 64  # elements along an axis, from which half of it tells enough
+_BIT = 0.15  # what a bit is worth, in squares of the step; where errors are uniform and many it is ln(2) / 6
+_LEAST_PASSES, _MOST_PASSES = 2, 8
+_AIM, _CLOSE = 0.985, 0.965  # of the error allowed: what passes aim at, and with what they are content
+_POWER = 1.5  # of the step that errors grow with, at first
+_LEAST_STEP, _LARGEST_STEP = 1e-300, 1e300
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An encoded tile, with its outliers, and the sum of the squared errors."""
+
+    interpolation: Interpolation
+    result: Pass
+    outliers: np.ndarray
+    values: np.ndarray
+    y: np.ndarray
+    error: float
+
+    @cached_property
+    def payload(self) -> np.ndarray:
+        """The payload of the tile (uint8)."""
+        gaps = np.diff(self.outliers, prepend=np.uint32(0)).astype("<u4")
+        packed = [self.result.body, deflate(gaps), deflate(self.values)]
+        head = _HEAD.pack(INTERPOLATED, self.interpolation.step, self.outliers.size, *map(len, packed))
+        return np.frombuffer(b"".join([head, *packed]), np.uint8)
 
 
 def encode_interpolated(
-    tile: Tile, dtype: np.dtype, flat: np.ndarray, step: float, limit: float, most: float
+    tile: Tile, dtype: np.dtype, flat: np.ndarray, step: float, limit: float
 ) -> tuple[np.ndarray, int] | None:
-    """Return the payload (uint8) and the digest of what it decodes to; None if too many elements miss the limit.
-
-    The squared errors sum to at most `most`: the step is changed until they do, and nearly so where `most` is finite.
-    """
-    extents = _extents(tile)
-    if tile.lane != 1 or not applies(extents):
+    """Return the payload (uint8) and the digest of what it decodes to; None if too many elements miss the limit."""
+    x = _elements(tile, flat)
+    if x is None:
         return None
-    exact = np.ascontiguousarray(tile.view(flat))
-    x = exact.astype(dtype, copy=False).reshape(extents)
-    found = None
-    for _ in range(_ATTEMPTS if most < math.inf else 1):
-        if not 0 < step < math.inf:
+    interpolation = Interpolation(x.shape, step, dtype)
+    trial = _judged(interpolation, interpolation.encode(x.astype(dtype, copy=False), 2 * limit <= step), x, limit)
+    return trial and (trial.payload, digest(trial.y))
+
+
+def encode_interpolated_by_error(
+    tile: Tile, dtype: np.dtype, flat: np.ndarray, step: float, most: float
+) -> tuple[np.ndarray, int] | None:
+    """Return the payload (uint8) and the digest of what it decodes to, whose squared errors sum to at most `most`.
+
+    Codes are rounded towards zero where that saves bits enough, and a step is sought, from `step` on, with which the
+    sum is nearly `most`. How much finer the steps of coarser levels are is tried out on a part of the tile. None if the
+    sum is not met.
+    """
+    x = _elements(tile, flat)
+    if x is None or not most > 0:
+        return None
+    part = x[tuple(slice(n // 4, n // 4 + n // 2) if n >= _PART_PAYS else slice(None) for n in x.shape)]
+    best = None
+    for fineness in _FINENESS:
+        trial = _approach(part, dtype, step, most * (part.size / x.size), fineness)
+        if trial and (best is None or trial.payload.size < best[0].payload.size):
+            best = trial, fineness
+        if best is None or 8 * best[0].payload.size > _FINENESS_PAYS * part.size:
             break
-        body, y = Interpolation(extents, step, dtype).encode(x, 2 * limit <= step)
-        with np.errstate(over="ignore"):
-            y = y.reshape(-1).astype(flat.dtype, copy=False)
-        outliers = _misses(exact.reshape(-1), y, limit, dtype)
-        if outliers.size > x.size // _MAX_OUTLIERS:
+    found = best and best[0]
+    if part.size < x.size:
+        near, fineness = (best[0].interpolation.step, best[1]) if best else (step, EVEN)
+        found = _approach(x, dtype, near, most, fineness)
+    return found and (found.payload, digest(found.y))
+
+
+def _approach(x: np.ndarray, dtype: np.dtype, step: float, most: float, fineness: tuple[int, int]) -> Trial | None:
+    """Return the shortest of several passes whose squared errors sum to at most `most`; None where all exceed it."""
+    found, before, last, power = None, None, None, _POWER
+    wide = x.astype(dtype, copy=False)
+    for number in range(_MOST_PASSES):
+        if not _LEAST_STEP < step < _LARGEST_STEP:
             break
-        values = exact.reshape(-1)[outliers]
-        y[outliers] = values
-        error = _squared_error(exact.reshape(-1), y) if most < math.inf else 0.0
-        if error <= most:
-            gaps = np.diff(outliers, prepend=np.uint32(0)).astype("<u4")
-            packed = [body, deflate(gaps), deflate(values)]
-            head = _HEAD.pack(INTERPOLATED, step, outliers.size, *map(len, packed))
-            payload = np.frombuffer(b"".join([head, *packed]), np.uint8)
-            if found is None or payload.size < found[0].size:
-                found = payload, digest(y)
-        if most == 0 or error == 0:
+        interpolation = Interpolation(x.shape, step, dtype)
+        before = interpolation.encode(wide, fineness=fineness, before=before, bit=_BIT)
+        trial = _judged(interpolation, before, x, 2 * step)
+        if trial is None or trial.error == 0:
             break
-        step = min(step * math.sqrt(most / error) * 0.998, 2 * limit)
+        if trial.error <= most and (found is None or trial.payload.size < found.payload.size):
+            found = trial
+        if number >= _LEAST_PASSES and _CLOSE * most <= trial.error <= most:
+            break
+        if last and number > 1 and abs(math.log(step / last[0])) > 0.01:
+            power = min(max(math.log(trial.error / last[1]) / math.log(step / last[0]), 0.7), 2.5)
+        last = step, trial.error
+        step *= min(max((_AIM * most / trial.error) ** (1 / power), 0.25), 4.0)
     return found
+
+
+def _judged(interpolation: Interpolation, result: Pass, x: np.ndarray, limit: float) -> Trial | None:
+    """Return a pass with its outliers, which miss the limit; None if they are too many."""
+    exact = x.reshape(-1)
+    with np.errstate(over="ignore"):
+        y = result.y.reshape(-1).astype(x.dtype)
+    outliers = _misses(exact, y, limit, interpolation.dtype)
+    if outliers.size > x.size // _MAX_OUTLIERS:
+        return None
+    values = exact[outliers]
+    y[outliers] = values
+    return Trial(interpolation, result, outliers, values, y, _squared_error(exact, y))
 
 
 def decode_interpolated(payload: np.ndarray, tile: Tile, dtype: np.dtype, flat: np.ndarray) -> None:
@@ -105,6 +171,12 @@ def decode_interpolated(payload: np.ndarray, tile: Tile, dtype: np.dtype, flat: 
     if num_outliers and positions[-1] >= tile.num_elements:
         raise Corrupt(f"an outlier stands at {positions[-1]} in a tile of {tile.num_elements} elements")
     tile.put(flat, positions, inflate(values, flat.dtype, num_outliers))
+
+
+def _elements(tile: Tile, flat: np.ndarray) -> np.ndarray | None:
+    """Return the tile's elements in three dimensions; None if it is never interpolated."""
+    extents = _extents(tile)
+    return np.ascontiguousarray(tile.view(flat)).reshape(extents) if tile.lane == 1 and applies(extents) else None
 
 
 def _target(tile: Tile, flat: np.ndarray) -> Target:
