@@ -20,8 +20,14 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f232
 .ours { font-weight: 600; }
 .line.ours { stroke-width: 2.6; }
 """
-LIGHT = {"ours": ("#80b3ff", "#2f81f7", "#0a3069"), "peers": ("#57606a", "#9a6700", "#8250df", "#1a7f37")}
-DARK = {"ours": ("#1f5fb8", "#58a6ff", "#cae8ff"), "peers": ("#9198a1", "#d29922", "#ab7df8", "#3fb950")}
+LIGHT = {
+    "ours": ("#80b3ff", "#2f81f7", "#0a3069", "#cf222e"),
+    "peers": ("#57606a", "#9a6700", "#8250df", "#1a7f37", "#4ac26b"),
+}
+DARK = {
+    "ours": ("#1f5fb8", "#58a6ff", "#cae8ff", "#ff7b72"),
+    "peers": ("#9198a1", "#d29922", "#ab7df8", "#3fb950", "#7ee787"),
+}
 
 
 def draw(record: Record) -> str:

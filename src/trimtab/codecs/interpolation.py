@@ -277,9 +277,7 @@ class Interpolation:
 
     # contexts
 
-    def _encode_tokens(
-        self, tokens: np.ndarray, sets: list[WeightSet]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _encode_tokens(self, tokens: np.ndarray, sets: list[WeightSet]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the block, the bucket of each token, and the bits of small magnitudes by bucket."""
         kernel = kernels.load("contexts")
         buckets, joint = np.empty(tokens.size, np.uint8), np.zeros((NUM_BUCKETS, 128), np.int64)

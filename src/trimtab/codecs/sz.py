@@ -79,7 +79,7 @@ import msgspec
 import numpy as np
 
 from trimtab import kernels
-from trimtab.bounds import Bound, Lossless
+from trimtab.bounds import PSNR, Bound, Lossless
 from trimtab.codecs.codec import describe
 from trimtab.codecs.enec import ENEC
 from trimtab.codecs.stream import Stream
@@ -131,6 +131,7 @@ class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
             return lossless.encode(x, bound)
         fold = Fold.of(x.shape)
         tiles = fold.tiles()
+        found = None
         for plan in plans(flat, tiles, bound):
             encoded = _encode_tiles(flat, tiles, plan, self.level)
             if encoded is None:
@@ -143,8 +144,11 @@ class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
             if plan.exact and name in INTEGERS:  # labels, and whatever else neighbours do not foretell
                 exact = lossless.encode(x, bound)
                 return exact if exact.num_bytes < packed.num_bytes else packed
-            return packed
-        return lossless.encode(x, bound)
+            if found is None or packed.num_bytes < found.num_bytes:
+                found = packed
+            if not (plan.exact and isinstance(bound, PSNR) and self.level == "ratio"):  # there loss may be shorter
+                break
+        return lossless.encode(x, bound) if found is None else found
 
     def decode(self, packed: Packed, *, out: np.ndarray | None = None) -> np.ndarray:
         """Return the array; every machine, back end and number of threads gives the same bits.

@@ -40,9 +40,10 @@ _FINENESS = (EVEN, (4, 16), (16, 48))
 _FINENESS_PAYS = 2.0  # bits an element, beyond which finer coarse levels cost more than they save
 _PART_PAYS = 64  # elements along an axis, from which half of it tells enough
 _BIT = 0.15  # what a bit is worth, in squares of the step; where errors are uniform and many it is ln(2) / 6
+_START = 0.85  # of the step that errors of nearest codes would allow
 _LEAST_PASSES, _MOST_PASSES = 2, 8
 _AIM, _CLOSE = 0.985, 0.965  # of the error allowed: what passes aim at, and with what they are content
-_POWER = 1.5  # of the step that errors grow with, at first
+_POWER = 1.4  # of the step that errors grow with, about
 _LEAST_STEP, _LARGEST_STEP = 1e-300, 1e300
 
 
@@ -93,7 +94,7 @@ def encode_interpolated_by_error(
     part = x[tuple(slice(n // 4, n // 4 + n // 2) if n >= _PART_PAYS else slice(None) for n in x.shape)]
     best = None
     for fineness in _FINENESS:
-        trial = _approach(part, dtype, step, most * (part.size / x.size), fineness)
+        trial = _approach(part, dtype, _START * step, most * (part.size / x.size), fineness)
         if trial and (best is None or trial.payload.size < best[0].payload.size):
             best = trial, fineness
         if best is None or 8 * best[0].payload.size > _FINENESS_PAYS * part.size:
@@ -107,7 +108,7 @@ def encode_interpolated_by_error(
 
 def _approach(x: np.ndarray, dtype: np.dtype, step: float, most: float, fineness: tuple[int, int]) -> Trial | None:
     """Return the shortest of several passes whose squared errors sum to at most `most`; None where all exceed it."""
-    found, before, last, power = None, None, None, _POWER
+    found, before = None, None
     wide = x.astype(dtype, copy=False)
     for number in range(_MOST_PASSES):
         if not _LEAST_STEP < step < _LARGEST_STEP:
@@ -121,10 +122,10 @@ def _approach(x: np.ndarray, dtype: np.dtype, step: float, most: float, fineness
             found = trial
         if number >= _LEAST_PASSES and _CLOSE * most <= trial.error <= most:
             break
-        if last and number > 1 and abs(math.log(step / last[0])) > 0.01:
-            power = min(max(math.log(trial.error / last[1]) / math.log(step / last[0]), 0.7), 2.5)
-        last = step, trial.error
-        step *= min(max((_AIM * most / trial.error) ** (1 / power), 0.25), 4.0)
+        if (
+            number > 0 or not most / 4 < trial.error < 4 * most
+        ):  # codes become fewer, and errors larger, after the first
+            step *= min(max((_AIM * most / trial.error) ** (1 / _POWER), 0.25), 4.0)
     return found
 
 

@@ -219,9 +219,7 @@ def _psnr_step(
     return step, 10 ** (min(excess, _LARGEST_SURPLUS) / 10)
 
 
-def _search(
-    surplus: Callable[[float], float], step: float, largest: float, num_trials: int
-) -> tuple[float, float]:
+def _search(surplus: Callable[[float], float], step: float, largest: float, num_trials: int) -> tuple[float, float]:
     """Return a step of at most `largest` whose surplus, in dB, is not negative and small, and that; else 0.0 and 0.0."""
     found, found_excess, too_large = 0.0, 0.0, math.inf
     for _ in range(num_trials):
