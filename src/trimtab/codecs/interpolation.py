@@ -86,6 +86,8 @@ class Pass:
     """The elements that the body decodes to, without outliers."""
     buckets: np.ndarray
     """The bucket of the activity of each code (uint8)."""
+    values: list[WeightSet]
+    """The weights of values that it predicted with."""
     bits: np.ndarray
     """About how many bits a code of each magnitude from 0 on takes in each bucket (float64)."""
 
@@ -131,19 +133,21 @@ class Interpolation:
         fineness: tuple[int, int] = EVEN,
         before: Pass | None = None,
         bit: float = 0.0,
+        values: list[WeightSet] | None = None,
     ) -> Pass:
         """Encode a tile, with A and B of `fineness`.
 
         `x` has the tile's extents and the working dtype. With `snap`, predictions are multiples of the step. Where a
-        pass was made `before`, weights are fitted to the elements as it left them, and codes are rounded towards zero
-        where that costs a squared error of less than `bit` squared steps for each bit that it saves.
+        pass was made `before`, weights of values are fitted to the elements as it left them, unless `values` are given,
+        and codes are rounded towards zero where that costs a squared error of less than `bit` squared steps for each
+        bit that it saves.
         """
         x = np.ascontiguousarray(x)
         with np.errstate(invalid="ignore", over="ignore"):
             first = x.reshape(-1)[0].astype(np.float64) / self.step
             first = int(np.rint(first)) if abs(first) < 2.0**30 else 0
         steps = self._steps(fineness)
-        values = fit_values(x, self.levels, steps, before and before.y)
+        values = values or fit_values(x, self.levels, steps, before.y if before else None)
         codes, y = self._predict(x, first, values, snap, steps, before, bit)
         coder = kernels.load("tokens")
         tokens = np.empty((1, codes.size), np.uint8)
@@ -153,7 +157,7 @@ class Interpolation:
         block, buckets, bits = self._encode_tokens(tokens[0], sets)
         packed = deflate(np.frombuffer(b"".join(map(self._pack_set, sets)), np.uint8))
         head = _HEAD.pack(len(sets), snap, *fineness, len(packed)) + packed + _SIZES.pack(first, block.size)
-        return Pass(head + block.tobytes() + extra.tobytes(), y, buckets, bits)
+        return Pass(head + block.tobytes() + extra.tobytes(), y, buckets, values, bits)
 
     def decode(self, body: np.ndarray, target: Target) -> None:
         """Write the elements, outliers aside, to where `target` says; its dtype is the working dtype.

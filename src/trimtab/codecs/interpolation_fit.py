@@ -45,8 +45,8 @@ def fit_values(
     """Return sets with weights of values, for as many levels, from the finest on, as have points enough.
 
     `x` is the tile, in three dimensions; `levels` has the coarsest first, and `steps` those of the levels. The weights
-    of magnitudes are 0. Where the tile was encoded `before`, what it decoded to stands for the neighbours; else they
-    are those of `x`, with an error that is uniform within half a step.
+    of magnitudes are 0. Where the tile was encoded `before`, neighbours are as they were decoded then; else those of
+    `x`, with noise.
     """
     sets = []
     for level, step in list(zip(levels, steps, strict=False))[::-1][:MAX_SETS]:

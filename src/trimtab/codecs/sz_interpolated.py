@@ -43,27 +43,33 @@ _BIT = 0.15  # what a bit is worth, in squares of the step; where errors are uni
 _START = 0.85  # of the step that errors of nearest codes would allow
 _LEAST_PASSES, _MOST_PASSES = 2, 8
 _AIM, _CLOSE = 0.985, 0.965  # of the error allowed: what passes aim at, and with what they are content
+_WORSE = 1.1  # times the cost of the pass before, beyond which new weights are dropped
 _POWER = 1.4  # of the step that errors grow with, about
 _LEAST_STEP, _LARGEST_STEP = 1e-300, 1e300
 
 
 @dataclass(frozen=True)
 class Trial:
-    """An encoded tile, with its outliers, and the sum of the squared errors."""
+    """An encoded tile; elements `x`, outliers among them, and what they decode to, `y`, are flat."""
 
-    interpolation: Interpolation
-    result: Pass
+    step: float
+    body: bytes
+    x: np.ndarray
     outliers: np.ndarray
-    values: np.ndarray
     y: np.ndarray
-    error: float
+
+    @cached_property
+    def error(self) -> float:
+        """The sum of the squared errors of finite elements."""
+        finite = np.isfinite(self.x)
+        return float(np.square(self.y[finite].astype(np.float64) - self.x[finite].astype(np.float64)).sum())
 
     @cached_property
     def payload(self) -> np.ndarray:
         """The payload of the tile (uint8)."""
         gaps = np.diff(self.outliers, prepend=np.uint32(0)).astype("<u4")
-        packed = [self.result.body, deflate(gaps), deflate(self.values)]
-        head = _HEAD.pack(INTERPOLATED, self.interpolation.step, self.outliers.size, *map(len, packed))
+        packed = [self.body, deflate(gaps), deflate(self.x[self.outliers])]
+        head = _HEAD.pack(INTERPOLATED, self.step, self.outliers.size, *map(len, packed))
         return np.frombuffer(b"".join([head, *packed]), np.uint8)
 
 
@@ -74,9 +80,9 @@ def encode_interpolated(
     x = _elements(tile, flat)
     if x is None:
         return None
-    interpolation = Interpolation(x.shape, step, dtype)
-    trial = _judged(interpolation, interpolation.encode(x.astype(dtype, copy=False), 2 * limit <= step), x, limit)
-    return trial and (trial.payload, digest(trial.y))
+    done = Interpolation(x.shape, step, dtype).encode(x.astype(dtype, copy=False), 2 * limit <= step)
+    trial = _judged(step, done, x, limit)
+    return (trial.payload, digest(trial.y)) if trial else None
 
 
 def encode_interpolated_by_error(
@@ -91,7 +97,8 @@ def encode_interpolated_by_error(
     x = _elements(tile, flat)
     if x is None or not most > 0:
         return None
-    part = x[tuple(slice(n // 4, n // 4 + n // 2) if n >= _PART_PAYS else slice(None) for n in x.shape)]
+    middle = tuple(slice(n // 4, n // 4 + n // 2) if n >= _PART_PAYS else slice(None) for n in x.shape)
+    part = np.ascontiguousarray(x[middle])
     best = None
     for fineness in _FINENESS:
         trial = _approach(part, dtype, _START * step, most * (part.size / x.size), fineness)
@@ -101,45 +108,50 @@ def encode_interpolated_by_error(
             break
     found = best and best[0]
     if part.size < x.size:
-        near, fineness = (best[0].interpolation.step, best[1]) if best else (step, EVEN)
+        near, fineness = (best[0].step, best[1]) if best else (step, EVEN)
         found = _approach(x, dtype, near, most, fineness)
-    return found and (found.payload, digest(found.y))
+    return (found.payload, digest(found.y)) if found else None
 
 
 def _approach(x: np.ndarray, dtype: np.dtype, step: float, most: float, fineness: tuple[int, int]) -> Trial | None:
-    """Return the shortest of several passes whose squared errors sum to at most `most`; None where all exceed it."""
-    found, before = None, None
-    wide = x.astype(dtype, copy=False)
+    """Return the shortest of several passes whose squared errors sum to at most `most`; None where all exceed it.
+
+    The first pass takes the nearest codes. The second one fits weights to what the first one left, for once: fitted
+    again and again they may swing. They stay, unless they made things worse.
+    """
+    found, before, values, costs = None, None, None, []
+    wide, bit = x.astype(dtype, copy=False), _BIT * step**2
     for number in range(_MOST_PASSES):
         if not _LEAST_STEP < step < _LARGEST_STEP:
             break
-        interpolation = Interpolation(x.shape, step, dtype)
-        before = interpolation.encode(wide, fineness=fineness, before=before, bit=_BIT)
-        trial = _judged(interpolation, before, x, 2 * step)
+        done = Interpolation(x.shape, step, dtype).encode(wide, False, fineness, before, _BIT, values)
+        trial = _judged(step, done, x, 2 * step)
         if trial is None or trial.error == 0:
             break
         if trial.error <= most and (found is None or trial.payload.size < found.payload.size):
             found = trial
         if number >= _LEAST_PASSES and _CLOSE * most <= trial.error <= most:
             break
-        if (
-            number > 0 or not most / 4 < trial.error < 4 * most
-        ):  # codes become fewer, and errors larger, after the first
+        costs.append(trial.error + bit * 8 * trial.payload.size)
+        if before and number == 1:
+            values = done.values if costs[1] <= _WORSE * costs[0] else before.values
+        # nearest codes make smaller errors than what comes after
+        if number > 0 or not most / 4 < trial.error < 4 * most:
             step *= min(max((_AIM * most / trial.error) ** (1 / _POWER), 0.25), 4.0)
+        before = done
     return found
 
 
-def _judged(interpolation: Interpolation, result: Pass, x: np.ndarray, limit: float) -> Trial | None:
+def _judged(step: float, result: Pass, x: np.ndarray, limit: float) -> Trial | None:
     """Return a pass with its outliers, which miss the limit; None if they are too many."""
     exact = x.reshape(-1)
     with np.errstate(over="ignore"):
         y = result.y.reshape(-1).astype(x.dtype)
-    outliers = _misses(exact, y, limit, interpolation.dtype)
+    outliers = _misses(exact, y, limit, result.y.dtype)
     if outliers.size > x.size // _MAX_OUTLIERS:
         return None
-    values = exact[outliers]
-    y[outliers] = values
-    return Trial(interpolation, result, outliers, values, y, _squared_error(exact, y))
+    y[outliers] = exact[outliers]
+    return Trial(step, result.body, exact, outliers, y)
 
 
 def decode_interpolated(payload: np.ndarray, tile: Tile, dtype: np.dtype, flat: np.ndarray) -> None:
@@ -200,8 +212,3 @@ def _misses(x: np.ndarray, y: np.ndarray, limit: float, dtype: np.dtype) -> np.n
         x.astype(dtype, copy=False), y.astype(dtype, copy=False), limit, outliers
     )
     return outliers[:count].copy()
-
-
-def _squared_error(x: np.ndarray, y: np.ndarray) -> float:
-    finite = np.isfinite(x)
-    return float(np.square(y[finite].astype(np.float64) - x[finite].astype(np.float64)).sum())

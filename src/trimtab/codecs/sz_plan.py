@@ -220,7 +220,10 @@ def _psnr_step(
 
 
 def _search(surplus: Callable[[float], float], step: float, largest: float, num_trials: int) -> tuple[float, float]:
-    """Return a step of at most `largest` whose surplus, in dB, is not negative and small, and that; else 0.0 and 0.0."""
+    """Return a step of at most `largest` whose surplus, in dB, is not negative and small, and the surplus.
+
+    Both are 0.0 if none was found.
+    """
     found, found_excess, too_large = 0.0, 0.0, math.inf
     for _ in range(num_trials):
         if not step > 0:
