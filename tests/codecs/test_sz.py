@@ -636,9 +636,8 @@ def sparse(n: int) -> np.ndarray:
     """A rough field with a few high peaks."""
     rng = np.random.default_rng(0)
     spectrum = np.fft.rfftn(rng.normal(0, 1, (n, n, n)))
-    k = np.sqrt(
-        sum(np.square(f) for f in np.meshgrid(*[np.fft.fftfreq(n) * n] * 2, np.arange(n // 2 + 1), indexing="ij"))
-    )
+    axis, half = np.fft.fftfreq(n) * n, np.arange(n // 2 + 1)
+    k = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + half**2)
     g = np.fft.irfftn(spectrum / np.maximum(k, 1) ** 1.7, (n, n, n), axes=(0, 1, 2))
     return np.exp(1.5 * g / g.std()).astype(np.float32)
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from trimtab import kernels
 from trimtab.codecs.interpolation import EVEN, Interpolation, Pass, Target, applies
+from trimtab.codecs.interpolation_fit import WeightSet
 from trimtab.codecs.pyramid import Point
 from trimtab.codecs.sections import deflate, inflate
 from trimtab.codecs.tiling import Tile
@@ -38,11 +39,10 @@ _HEAD = struct.Struct("<Bd4I")
 _MAX_OUTLIERS = 64  # one element in so many may be one
 _FINENESS = (EVEN, (4, 16), (16, 48))
 _FINENESS_PAYS = 2.0  # bits an element, beyond which finer coarse levels cost more than they save
-_PART_PAYS = 64  # elements along an axis, from which half of it tells enough
 _BIT = 0.15  # what a bit is worth, in squares of the step; where errors are uniform and many it is ln(2) / 6
 _START = 0.85  # of the step that errors of nearest codes would allow
-_LEAST_PASSES, _MOST_PASSES = 2, 8
-_AIM, _CLOSE = 0.985, 0.965  # of the error allowed: what passes aim at, and with what they are content
+_MOST_PASSES = 8
+_AIM, _CLOSE = 0.991, 0.98  # of the error allowed: what passes aim at, and with what they are content
 _WORSE = 1.1  # times the cost of the pass before, beyond which new weights are dropped
 _POWER = 1.4  # of the step that errors grow with, about
 _LEAST_STEP, _LARGEST_STEP = 1e-300, 1e300
@@ -91,54 +91,75 @@ def encode_interpolated_by_error(
     """Return the payload (uint8) and the digest of what it decodes to, whose squared errors sum to at most `most`.
 
     Codes are rounded towards zero where that saves bits enough, and a step is sought, from `step` on, with which the
-    sum is nearly `most`. How much finer the steps of coarser levels are is tried out on a part of the tile. None if the
-    sum is not met.
+    sum is nearly `most`. How much finer the steps of coarser levels are is tried out. None if the sum is not met.
     """
     x = _elements(tile, flat)
     if x is None or not most > 0:
         return None
-    middle = tuple(slice(n // 4, n // 4 + n // 2) if n >= _PART_PAYS else slice(None) for n in x.shape)
-    part = np.ascontiguousarray(x[middle])
-    best = None
+    wide = x.astype(dtype, copy=False)
+    best: _Lesson | None = None
     for fineness in _FINENESS:
-        trial = _approach(part, dtype, _START * step, most * (part.size / x.size), fineness)
-        if trial and (best is None or trial.payload.size < best[0].payload.size):
-            best = trial, fineness
-        if best is None or 8 * best[0].payload.size > _FINENESS_PAYS * part.size:
+        lesson = _learn(x, wide, _START * step, fineness)
+        if lesson and (best is None or lesson.cost < best.cost):
+            best = lesson
+        if best is None or 8 * len(best.guide.body) > _FINENESS_PAYS * x.size:
             break
-    found = best and best[0]
-    if part.size < x.size:
-        near, fineness = (best[0].step, best[1]) if best else (step, EVEN)
-        found = _approach(x, dtype, near, most, fineness)
+    found = _approach(x, wide, _START * step, most, best) if best else None
     return (found.payload, digest(found.y)) if found else None
 
 
-def _approach(x: np.ndarray, dtype: np.dtype, step: float, most: float, fineness: tuple[int, int]) -> Trial | None:
+@dataclass(frozen=True)
+class _Lesson:
+    """What the first passes found out: the one that others learn from, its weights if they stay, errors and bits."""
+
+    fineness: tuple[int, int]
+    guide: Pass
+    values: list[WeightSet] | None
+    cost: float
+
+
+def _learn(x: np.ndarray, wide: np.ndarray, step: float, fineness: tuple[int, int]) -> _Lesson | None:
+    """Return what two passes with a step teach: one of nearest codes, and one that learns from it.
+
+    Weights that are fitted to decoded elements may make things worse, because errors grow with them.
+    """
+    lesson = None
+    interpolation = Interpolation(x.shape, step, wide.dtype)
+    for _ in range(2):
+        guide = interpolation.encode(wide, False, fineness, lesson.guide if lesson else None, _BIT)
+        trial = _judged(step, guide, x, 2 * step)
+        if trial is None:
+            return None
+        cost = trial.error + _BIT * step**2 * 8 * trial.payload.size
+        if lesson and cost > _WORSE * lesson.cost:
+            return _Lesson(fineness, lesson.guide, lesson.guide.values, lesson.cost)
+        lesson = _Lesson(fineness, guide, None, cost)
+    return lesson
+
+
+def _approach(x: np.ndarray, wide: np.ndarray, step: float, most: float, lesson: _Lesson) -> Trial | None:
     """Return the shortest of several passes whose squared errors sum to at most `most`; None where all exceed it.
 
-    The first pass takes the nearest codes. The second one fits weights to what the first one left, for once: fitted
-    again and again they may swing. They stay, unless they made things worse.
+    All learn from the same pass, so that nothing but the step changes the errors: what learns from itself again and
+    again drifts away.
     """
-    found, before, values, costs = None, None, None, []
-    wide, bit = x.astype(dtype, copy=False), _BIT * step**2
-    for number in range(_MOST_PASSES):
+    found, values = None, lesson.values
+    for _ in range(_MOST_PASSES):
         if not _LEAST_STEP < step < _LARGEST_STEP:
             break
-        done = Interpolation(x.shape, step, dtype).encode(wide, False, fineness, before, _BIT, values)
+        interpolation = Interpolation(x.shape, step, wide.dtype)
+        done = interpolation.encode(wide, False, lesson.fineness, lesson.guide, _BIT, values)
         trial = _judged(step, done, x, 2 * step)
         if trial is None or trial.error == 0:
             break
+        if values is None:
+            cost = trial.error + _BIT * step**2 * 8 * trial.payload.size
+            values = done.values if cost <= _WORSE * lesson.cost else lesson.guide.values
         if trial.error <= most and (found is None or trial.payload.size < found.payload.size):
             found = trial
-        if number >= _LEAST_PASSES and _CLOSE * most <= trial.error <= most:
+        if _CLOSE * most <= trial.error <= most:
             break
-        costs.append(trial.error + bit * 8 * trial.payload.size)
-        if before and number == 1:
-            values = done.values if costs[1] <= _WORSE * costs[0] else before.values
-        # nearest codes make smaller errors than what comes after
-        if number > 0 or not most / 4 < trial.error < 4 * most:
-            step *= min(max((_AIM * most / trial.error) ** (1 / _POWER), 0.25), 4.0)
-        before = done
+        step *= min(max((_AIM * most / trial.error) ** (1 / _POWER), 0.25), 4.0)
     return found
 
 
