@@ -662,6 +662,12 @@ def test_whole_numbers_may_lose_something_where_that_is_shorter():
     assert psnr(x, decoded(lossy)) >= 50
 
 
+@pytest.mark.parametrize("bound", [Abs(1e297), Rel(1e-3), PSNR(40.0)], ids=str)
+def test_the_largest_numbers_are_packed(bound):
+    x = np.random.default_rng(0).normal(0, 1, (26, 26, 26)).cumsum(axis=0) * 1e298
+    assert bound.allows(x, decoded(SZ(level="ratio").encode(x, bound)))
+
+
 def test_steps_of_levels_that_vanish_are_found_out():
     x = smooth((24, 25, 26))
     packed = SZ(level="ratio").encode(x, Abs(0.02))

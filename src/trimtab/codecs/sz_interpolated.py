@@ -45,7 +45,7 @@ _MOST_PASSES = 8
 _AIM, _CLOSE = 0.991, 0.98  # of the error allowed: what passes aim at, and with what they are content
 _WORSE = 1.1  # times the cost of the pass before, beyond which new weights are dropped
 _POWER = 1.4  # of the step that errors grow with, about
-_LEAST_STEP, _LARGEST_STEP = 1e-300, 1e300
+_LEAST_STEP, _LARGEST_STEP = 1e-140, 1e140  # so that squares of errors are ordinary numbers
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class Trial:
         finite = np.isfinite(self.x)
         return float(np.square(self.y[finite].astype(np.float64) - self.x[finite].astype(np.float64)).sum())
 
+    @property
+    def cost(self) -> float:
+        """Errors and bits in one number."""
+        return self.error + _BIT * self.step**2 * 8 * self.payload.size
+
     @cached_property
     def payload(self) -> np.ndarray:
         """The payload of the tile (uint8)."""
@@ -78,7 +83,7 @@ def encode_interpolated(
 ) -> tuple[np.ndarray, int] | None:
     """Return the payload (uint8) and the digest of what it decodes to; None if too many elements miss the limit."""
     x = _elements(tile, flat)
-    if x is None:
+    if x is None or step > _LARGEST_STEP:
         return None
     done = Interpolation(x.shape, step, dtype).encode(x.astype(dtype, copy=False), 2 * limit <= step)
     trial = _judged(step, done, x, limit)
@@ -94,7 +99,7 @@ def encode_interpolated_by_error(
     sum is nearly `most`. How much finer the steps of coarser levels are is tried out. None if the sum is not met.
     """
     x = _elements(tile, flat)
-    if x is None or not most > 0:
+    if x is None or not most > 0 or not _LEAST_STEP < step < _LARGEST_STEP:
         return None
     wide = x.astype(dtype, copy=False)
     best: _Lesson | None = None
@@ -110,7 +115,7 @@ def encode_interpolated_by_error(
 
 @dataclass(frozen=True)
 class _Lesson:
-    """What the first passes found out: the one that others learn from, its weights if they stay, errors and bits."""
+    """The pass that others learn from, the weights of values if they stay as they are, and the cost."""
 
     fineness: tuple[int, int]
     guide: Pass
@@ -130,10 +135,9 @@ def _learn(x: np.ndarray, wide: np.ndarray, step: float, fineness: tuple[int, in
         trial = _judged(step, guide, x, 2 * step)
         if trial is None:
             return None
-        cost = trial.error + _BIT * step**2 * 8 * trial.payload.size
-        if lesson and cost > _WORSE * lesson.cost:
+        if lesson and trial.cost > _WORSE * lesson.cost:
             return _Lesson(fineness, lesson.guide, lesson.guide.values, lesson.cost)
-        lesson = _Lesson(fineness, guide, None, cost)
+        lesson = _Lesson(fineness, guide, None, trial.cost)
     return lesson
 
 
@@ -150,14 +154,13 @@ def _approach(x: np.ndarray, wide: np.ndarray, step: float, most: float, lesson:
         interpolation = Interpolation(x.shape, step, wide.dtype)
         done = interpolation.encode(wide, False, lesson.fineness, lesson.guide, _BIT, values)
         trial = _judged(step, done, x, 2 * step)
-        if trial is None or trial.error == 0:
+        if trial is None:
             break
         if values is None:
-            cost = trial.error + _BIT * step**2 * 8 * trial.payload.size
-            values = done.values if cost <= _WORSE * lesson.cost else lesson.guide.values
+            values = done.values if trial.cost <= _WORSE * lesson.cost else lesson.guide.values
         if trial.error <= most and (found is None or trial.payload.size < found.payload.size):
             found = trial
-        if _CLOSE * most <= trial.error <= most:
+        if trial.error == 0 or _CLOSE * most <= trial.error <= most:
             break
         step *= min(max((_AIM * most / trial.error) ** (1 / _POWER), 0.25), 4.0)
     return found
