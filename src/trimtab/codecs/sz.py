@@ -7,7 +7,8 @@ miss the bound, NaN and infinities are kept as they are. Differences from the pu
 - weights of up to 22 neighbours are fitted to each tile by least squares, where SZ takes Lorenzo prediction or
   regression over blocks; Lorenzo stays in where it is as good;
 - level "ratio" also interpolates each tile from neighbours on all sides, with fitted weights and with contexts from all
-  sides (`trimtab.codecs.interpolation`), and keeps the shorter payload;
+  sides (`trimtab.codecs.interpolation`), and keeps the shorter payload. Under PSNR it also rounds codes towards zero
+  where that saves bits, and gives coarser levels finer steps;
 - tabled asymmetric numeral systems with contexts, where SZ takes Huffman coding and zstd: they do not stop at a bit a
   value;
 - where a sample of the elements are whole multiples of a number g (integers, or floats that hold such), the step is a
