@@ -7,7 +7,7 @@ from html import escape
 
 from trimtab.records import Record
 
-PANEL_WIDTH, PANEL_HEIGHT, LEFT, TOP, GAP, BELOW = 330, 230, 56, 84, 62, 58
+PANEL_WIDTH, PANEL_HEIGHT, LEFT, TOP, GAP, BELOW = 330, 230, 56, 104, 62, 58
 TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20)
 LEAST_GAP = 26  # between ticks
 STYLE = """
@@ -20,8 +20,14 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f232
 .ours { font-weight: 600; }
 .line.ours { stroke-width: 2.6; }
 """
-LIGHT = {"ours": ("#80b3ff", "#2f81f7", "#0a3069"), "peers": ("#57606a", "#9a6700", "#8250df", "#1a7f37")}
-DARK = {"ours": ("#1f5fb8", "#58a6ff", "#cae8ff"), "peers": ("#9198a1", "#d29922", "#ab7df8", "#3fb950")}
+LIGHT = {
+    "ours": ("#80b3ff", "#2f81f7", "#0a3069", "#cf222e"),
+    "peers": ("#57606a", "#9a6700", "#8250df", "#1a7f37", "#4ac26b"),
+}
+DARK = {
+    "ours": ("#1f5fb8", "#58a6ff", "#cae8ff", "#ff7b72"),
+    "peers": ("#9198a1", "#d29922", "#ab7df8", "#3fb950", "#7ee787"),
+}
 
 
 def draw(record: Record) -> str:
@@ -109,11 +115,14 @@ def _panel(
 
 
 def _key(names: list[str], kinds: dict[str, str]) -> list[str]:
-    parts, left = [], 4.0
-    for name in names:
-        parts.append(f'<circle class="{kinds[name]}" cx="{left + 5:g}" cy="44" r="5"/>')
-        parts.append(_text(left + 15, 49, name, "ours" if name.startswith("trimtab") else "peer"))
-        left += 28 + (7.9 if name.startswith("trimtab") else 6.8) * len(name)
+    parts = []
+    ours = [name for name in names if name.startswith("trimtab")]
+    for row, group in enumerate([ours, [name for name in names if name not in ours]]):
+        left, middle = 4.0, 44 + 22 * row
+        for name in group:
+            parts.append(f'<circle class="{kinds[name]}" cx="{left + 5:g}" cy="{middle}" r="5"/>')
+            parts.append(_text(left + 15, middle + 5, name, "ours" if row == 0 else "peer"))
+            left += 28 + (7.9 if row == 0 else 6.8) * len(name)
     return parts
 
 

@@ -112,6 +112,7 @@ def sz_ratio() -> dict[str, Case]:
     cases["PSNR"] = (field("float32", 20, 30), PSNR(40.0), codec)
     cases["whole numbers"] = (field("float32", 20, 30).round(), Abs(0.25), codec)
     cases["fitted"] = (field("float32", 24, 24, 24), Abs(8.0), codec)
+    cases["PSNR, finer coarse levels"] = (field("float32", 24, 24, 24), PSNR(25.0), codec)
     return cases
 
 

@@ -12,6 +12,7 @@ from trimtab.kernels.interpolation import numba, ref
 
 SHAPES = [(7, 8, 9), (1, 6, 5), (1, 1, 37), (2, 2, 2), (5, 1, 4), (4, 3, 1), (3, 2, 70), (1, 2, 9000)]
 EVEN = (0, 0, 0)
+NO_MARGINS = np.empty((0, 1))
 
 
 def longs(numbers) -> np.ndarray:
@@ -35,7 +36,7 @@ def taps(level: Level, parity, dtype, rng) -> tuple[np.ndarray, np.ndarray]:
     return level.offsets(parity, np.array(steps)), rng.normal(0, 0.3, len(steps)).astype(dtype)
 
 
-def level_by_level(twin, x: np.ndarray, step: float, snap: bool):
+def level_by_level(twin, x: np.ndarray, step: float, snap: bool, margins: np.ndarray = NO_MARGINS):
     """Return the codes and the grids of one level, its even points given."""
     level, rng = Level(x.shape, 1), np.random.default_rng(1)
     grids = np.full(level.num_places, 77, x.dtype)
@@ -53,7 +54,10 @@ def level_by_level(twin, x: np.ndarray, step: float, snap: bool):
         offsets, weights = taps(level, parity, x.dtype, rng)
         begin = int(longs(parity) @ x_strides)
         args = (strides, shape, offsets, weights, step, snap)
-        twin.encode_class(x.reshape(-1), begin, 2 * x_strides, grids, level.start(parity), *args, part)
+        kinds = rng.integers(0, len(margins), part.size if len(margins) else 0).astype(np.uint8)
+        twin.encode_class(
+            x.reshape(-1), begin, 2 * x_strides, grids, level.start(parity), *args, kinds, margins, part
+        )  # fmt: skip
         before = grids.copy()
         twin.decode_class(grids, level.start(parity), *args, part)
         assert np.array_equal(before.view(np.uint8), grids.view(np.uint8))
@@ -87,6 +91,24 @@ def test_twins_agree(shape, dtype, kind, snap):
         assert np.array_equal(*outs)
         off_lattice = np.abs(outs[0] - x) > step * 0.5 + np.finfo(dtype).eps * np.abs(x).max()
         assert not off_lattice.any() or snap
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_codes_are_rounded_towards_zero_as_the_margins_say(shape, dtype):
+    x = np.random.default_rng(0).normal(0, 0.04, shape).astype(dtype)
+    x.reshape(-1)[1] = np.nan
+    margins = np.array([[0.0, 0.0, 0.0], [0.4, 0.2, 0.1], [1.0, 1.0, 1.0]])
+    codes, grids, _ = level_by_level(ref, x, 0.02, False, margins)
+    twin_codes, twin_grids, _ = level_by_level(numba, x, 0.02, False, margins)
+    assert np.array_equal(codes, twin_codes)
+    assert np.array_equal(grids, twin_grids, equal_nan=True)
+    plain, _, _ = level_by_level(numba, x, 0.02, False)
+    same, _, _ = level_by_level(numba, x, 0.02, False, margins[:1])
+    least, _, _ = level_by_level(numba, x, 0.02, False, margins[2:])
+    assert np.array_equal(plain, same)
+    assert np.count_nonzero(least) < np.count_nonzero(plain)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -9,13 +9,14 @@ weighed in the same way.
 The body of an interpolated payload, numbers little-endian:
 
 - uint8: number of sets of weights S, at most 3; uint8: 1 where predictions are rounded to multiples of the step, else
-  0; uint16: bytes of the sets
+  0; two uint8, A and B: the step of a level l levels above the finest is the tile's step / min((1 + A / 16)^l, 1 +
+  B / 16), powers by repeated multiplication in float64, and positive; uint16: bytes of the sets
 - the sets, in one zstd frame that states its content size (no bytes where S = 0), each for one level, the finest first;
   the last set is also that of all coarser levels. For each class that the finest level has, in the order of
   `trimtab.codecs.pyramid`: an int16 for each of the class's groups of neighbours, in units of 2^-12, the weight of the
   mean of their values; an int8 for each of its groups of magnitudes, in units of 2^-7, the weight of the mean of these;
   an int16, the bias of the activity, in units of 2^-11
-- int32: the code of the first element, which code x step stands for; uint32: the bytes of the token block
+- int32: the code of the first element, which code x the tile's step stands for; uint32: the bytes of the token block
 - the token block: `trimtab.kernels.ans`, with up to 16 contexts, which `trimtab.kernels.contexts` tells; the thresholds
   are buckets
 - extra bits: the rest
@@ -36,9 +37,10 @@ sum of these; the bias is 16.
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -60,11 +62,41 @@ from trimtab.codecs.sections import deflate, inflate
 from trimtab.errors import Corrupt
 from trimtab.kernels.contexts.ref import MAX_CONTEXTS, NUM_BUCKETS, UNIT, threshold
 
-_HEAD = struct.Struct("<BBH")
+_HEAD = struct.Struct("<4BH")
 _SIZES = struct.Struct("<iI")
 
 
+EVEN = 0, 0
+"""A and B where all levels have the same step."""
+
+_NOTHING = np.empty(0, np.uint8)
+_NO_MARGINS = np.empty((0, 1))
+_MAX_MARGIN_CODE = 3  # codes beyond have the margin of this one
+_SPREAD = 4.0  # so much less than at the finest level is a bit worth at others, whose errors spread
+
 _FillClass = Callable[["_Walk", Point, np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass of encoding made of a tile, and what the next one may learn from it."""
+
+    body: bytes
+    y: np.ndarray
+    """The elements that the body decodes to, without outliers."""
+    buckets: np.ndarray
+    """The bucket of the activity of each code (uint8)."""
+    values: list[WeightSet]
+    """The weights of values that it predicted with."""
+    bits: np.ndarray
+    """About how many bits a code of each magnitude from 0 on takes in each bucket (float64)."""
+
+    def margins(self, bit: float) -> np.ndarray:
+        """Return by how much codes are rounded towards zero (`trimtab.kernels.interpolation`), by bucket.
+
+        One bit saved is worth a squared error of `bit`, in squares of the step.
+        """
+        return np.clip(np.diff(self.bits, axis=1) * (bit / 2), 0, 1)
 
 
 @dataclass(frozen=True)
@@ -94,26 +126,38 @@ class Interpolation:
         self.levels = levels(extents)
         self.live = self.levels[-1].live if self.levels else (0, 0, 0)
 
-    def encode(self, x: np.ndarray, snap: bool) -> tuple[bytes, np.ndarray]:
-        """Return the body of a payload, and the elements that it decodes to, without outliers.
+    def encode(
+        self,
+        x: np.ndarray,
+        snap: bool = False,
+        fineness: tuple[int, int] = EVEN,
+        before: Pass | None = None,
+        bit: float = 0.0,
+        values: list[WeightSet] | None = None,
+    ) -> Pass:
+        """Encode a tile, with A and B of `fineness`.
 
-        `x` has the tile's extents and the working dtype. With `snap`, predictions are multiples of the step.
+        `x` has the tile's extents and the working dtype. With `snap`, predictions are multiples of the step. Where a
+        pass was made `before`, weights of values are fitted to the elements as it left them, unless `values` are given,
+        and codes are rounded towards zero where that costs a squared error of less than `bit` squared steps for each
+        bit that it saves.
         """
         x = np.ascontiguousarray(x)
         with np.errstate(invalid="ignore", over="ignore"):
             first = x.reshape(-1)[0].astype(np.float64) / self.step
             first = int(np.rint(first)) if abs(first) < 2.0**30 else 0
-        values = fit_values(x, self.levels, self.step)
-        codes, y = self._predict(x, first, values, snap)
+        steps = self._steps(fineness)
+        values = values or fit_values(x, self.levels, steps, before.y if before else None)
+        codes, y = self._predict(x, first, values, snap, steps, before, bit)
         coder = kernels.load("tokens")
         tokens = np.empty((1, codes.size), np.uint8)
         extra = np.empty(coder.max_extra_size(codes.size), np.uint8)
         extra = extra[: coder.encode(codes[None], 0, tokens, extra)]
         sets = fit_contexts(tokens[0], self.levels, values)
-        block = self._encode_tokens(tokens[0], sets)
+        block, buckets, bits = self._encode_tokens(tokens[0], sets)
         packed = deflate(np.frombuffer(b"".join(map(self._pack_set, sets)), np.uint8))
-        head = _HEAD.pack(len(sets), snap, len(packed)) + packed + _SIZES.pack(first, block.size)
-        return head + block.tobytes() + extra.tobytes(), y
+        head = _HEAD.pack(len(sets), snap, *fineness, len(packed)) + packed + _SIZES.pack(first, block.size)
+        return Pass(head + block.tobytes() + extra.tobytes(), y, buckets, values, bits)
 
     def decode(self, body: np.ndarray, target: Target) -> None:
         """Write the elements, outliers aside, to where `target` says; its dtype is the working dtype.
@@ -121,10 +165,14 @@ class Interpolation:
         Raises:
             Corrupt: the body contradicts itself.
         """
-        num_sets, snap, size = _HEAD.unpack(body[: _HEAD.size].tobytes()) if body.size >= _HEAD.size else (255, 0, 0)
+        head = _HEAD.unpack(body[: _HEAD.size].tobytes()) if body.size >= _HEAD.size else (255, 0, 0, 0, 0)
+        num_sets, snap, *fineness, size = head
         start = _HEAD.size + size
         if num_sets > MAX_SETS or snap > 1 or body.size < start + _SIZES.size:
             raise Corrupt(f"an interpolated tile of {body.size} bytes has no room for {num_sets} sets of weights")
+        steps = self._steps(fineness)
+        if not min(steps) > 0:
+            raise Corrupt(f"the steps of a tile's levels, from {self.step} to {min(steps)}, are not all positive")
         weights = inflate(body[_HEAD.size : start], "u1", num_sets * self._set_size)
         sets = [
             self._unpack_set(weights[i * self._set_size : (i + 1) * self._set_size].tobytes()) for i in range(num_sets)
@@ -137,16 +185,33 @@ class Interpolation:
         codes = np.empty((1, tokens.size), np.int32)
         if kernels.load("tokens").decode(tokens[None], body[start + block_size :], 0, codes) != 0:
             raise Corrupt("a tile's extra bits do not match its tokens")
-        self._reconstruct(codes[0], first, sets, bool(snap), target)
+        self._reconstruct(codes[0], first, sets, bool(snap), steps, target)
 
     # prediction
 
-    def _predict(self, x: np.ndarray, first: int, values: list[WeightSet], snap: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _steps(self, fineness: Sequence[int]) -> list[float]:
+        """Return the step of each level, the coarsest first; one where there are none."""
+        growth, most = (1 + number / 16 for number in fineness)
+        factors = itertools.accumulate(range(len(self.levels) - 1), lambda factor, _: factor * growth, initial=1.0)
+        return [self.step / min(factor, most) for factor in factors][::-1]
+
+    def _predict(
+        self,
+        x: np.ndarray,
+        first: int,
+        values: list[WeightSet],
+        snap: bool,
+        steps: list[float],
+        before: Pass | None,
+        bit: float,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the codes (int32) of all elements but the first, and the elements that they stand for."""
         codes = np.empty(x.size - 1, np.int32)
         kernel = kernels.load("interpolation")
         at, flat = 0, x.reshape(-1)
         strides = np.array([x.shape[1] * x.shape[2], x.shape[2], 1], np.int64)
+        kinds, margins = (before.buckets, before.margins(bit)) if before else (_NOTHING, _NO_MARGINS)
+        coarse = before.margins(bit / _SPREAD) if before else _NO_MARGINS
 
         def encode_class(walk: _Walk, parity: Point, grids: np.ndarray) -> None:
             nonlocal at
@@ -156,7 +221,8 @@ class Interpolation:
             part = codes[at : at + walk.counts[parity]]
             kernel.encode_class(
                 flat, begin, 2 * walk.level.spacing * strides, grids, walk.start(parity), walk.strides,
-                shape, *taps, self.step, snap, part,
+                shape, *taps, self._step(steps, walk.level), snap, kinds[at : at + part.size],
+                margins if walk.level.spacing == 1 else coarse, part,
             )  # fmt: skip
             at += part.size
 
@@ -164,7 +230,9 @@ class Interpolation:
         self._climb(self._root(first), encode_class, Target.whole(y))
         return codes, y
 
-    def _reconstruct(self, codes: np.ndarray, first: int, sets: list[WeightSet], snap: bool, target: Target) -> None:
+    def _reconstruct(
+        self, codes: np.ndarray, first: int, sets: list[WeightSet], snap: bool, steps: list[float], target: Target
+    ) -> None:
         kernel = kernels.load("interpolation")
         at = 0
 
@@ -174,11 +242,15 @@ class Interpolation:
             taps = walk.value_taps(parity, self._weights(sets, walk.level, parity).values, self.dtype)
             part = codes[at : at + walk.counts[parity]]
             kernel.decode_class(
-                grids, walk.start(parity), walk.strides, shape, *taps, self.step, snap, part
+                grids, walk.start(parity), walk.strides, shape, *taps, self._step(steps, walk.level), snap, part
             )  # fmt: skip
             at += part.size
 
         self._climb(self._root(first), decode_class, target)
+
+    @staticmethod
+    def _step(steps: list[float], level: Level) -> float:
+        return steps[-level.spacing.bit_length()]
 
     def _root(self, first: int) -> np.ndarray:
         with np.errstate(over="ignore"):
@@ -209,7 +281,8 @@ class Interpolation:
 
     # contexts
 
-    def _encode_tokens(self, tokens: np.ndarray, sets: list[WeightSet]) -> np.ndarray:
+    def _encode_tokens(self, tokens: np.ndarray, sets: list[WeightSet]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the block, the bucket of each token, and the bits of small magnitudes by bucket."""
         kernel = kernels.load("contexts")
         buckets, joint = np.empty(tokens.size, np.uint8), np.zeros((NUM_BUCKETS, 128), np.int64)
         at = 0
@@ -232,7 +305,8 @@ class Interpolation:
         np.add.at(counts, contexts, joint)
         ans = kernels.load("ans")
         out = np.empty(ans.max_block_size(tokens.size) + MAX_CONTEXTS * 400, np.uint8)
-        return out[: ans.encode_mixed(tokens, contexts[buckets], self._rows, counts, bounds, out)]
+        block = out[: ans.encode_mixed(tokens, contexts[buckets], self._rows, counts, bounds, out)]
+        return block, buckets, _bits(counts)[contexts]
 
     def _decode_tokens(self, block: np.ndarray, sets: list[WeightSet]) -> np.ndarray:
         """Return the tokens of all codes.
@@ -312,6 +386,13 @@ class Interpolation:
             at += 2 * num + num_context + 2
             found[parity] = Weights(values, magnitudes, struct.unpack_from("<h", data, at - 2)[0])
         return found
+
+
+def _bits(counts: np.ndarray) -> np.ndarray:
+    """Return about how many bits a code of each small magnitude takes, its sign included, from counts of tokens."""
+    magnitudes = np.arange(1, 2 * _MAX_MARGIN_CODE + 1, 2)
+    each = np.column_stack([counts[:, 0], (counts[:, magnitudes] + counts[:, magnitudes + 1]) / 2])
+    return np.log2(counts.sum(axis=1, keepdims=True) + 1) - np.log2(np.maximum(each, 0.25))
 
 
 class _Walk:

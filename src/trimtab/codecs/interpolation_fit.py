@@ -21,6 +21,8 @@ _CONTEXT_SAMPLE = 4096
 _MIN_FIT = 512  # sample points, below which nothing is fitted
 _HEAVY = 4.0  # times the median of the squares that their mean exceeds where errors are heavy-tailed; 2.2 if normal
 _FAR_PAYS = 1.04  # far groups take time, so they have to lessen the mean square of the error by so much
+_NOISE = 1 / 24  # of a neighbour, in squares of the step
+_DAMPING = 1 / 120  # as much noise again keeps weights that are fitted to their own results from growing
 _IDLE = 2  # weights of magnitudes up to this one tell nothing, and take time
 
 
@@ -37,31 +39,35 @@ WeightSet = dict[Point, Weights]
 """The weights of all classes of a level."""
 
 
-def fit_values(x: np.ndarray, levels: list[Level], step: float) -> list[WeightSet]:
+def fit_values(
+    x: np.ndarray, levels: list[Level], steps: list[float], before: np.ndarray | None = None
+) -> list[WeightSet]:
     """Return sets with weights of values, for as many levels, from the finest on, as have points enough.
 
-    `x` is the tile, in three dimensions; `levels` has the coarsest first. The weights of magnitudes are 0.
+    `x` is the tile, in three dimensions; `levels` has the coarsest first, and `steps` those of the levels. The weights
+    of magnitudes are 0. Where the tile was encoded `before`, neighbours are as they were decoded then; else those of
+    `x`, with noise.
     """
     sets = []
-    for level in levels[::-1][:MAX_SETS]:
-        fit = _fit(x, level, step) if math.prod(level.extents) >= _SET_PAYS else None
+    for level, step in list(zip(levels, steps, strict=False))[::-1][:MAX_SETS]:
+        fit = _fit(x, before, level, step) if math.prod(level.extents) >= _SET_PAYS else None
         if fit is None:
             break
         sets.append(fit)
     return sets
 
 
-def _fit(x: np.ndarray, level: Level, step: float) -> WeightSet | None:
+def _fit(x: np.ndarray, before: np.ndarray | None, level: Level, step: float) -> WeightSet | None:
     """Return weights of values that predict the level's points best, on a sample; None where that is too small."""
     found: WeightSet = {}
-    noise = step**2 / 24
+    noise = step**2 * (_NOISE if before is None else _DAMPING)
     for parity in level.parities:
         groups = orbits(parity, level.live)
         no_magnitudes = np.zeros(len(context_groups(parity, level.live)), np.int64)
         points = _sample(x.shape, level, parity, 3, _SAMPLE)
         if points.size < _MIN_FIT:
             return None
-        means = _group_means(x, points, level, groups)
+        means = _group_means(x if before is None else before, points, level, groups)
         own = x.reshape(-1)[points].astype(np.float64)
         good = np.isfinite(own) & np.isfinite(means).all(axis=0)
         good &= np.abs(own) < step * 2.0**30

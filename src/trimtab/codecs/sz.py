@@ -7,7 +7,8 @@ miss the bound, NaN and infinities are kept as they are. Differences from the pu
 - weights of up to 22 neighbours are fitted to each tile by least squares, where SZ takes Lorenzo prediction or
   regression over blocks; Lorenzo stays in where it is as good;
 - level "ratio" also interpolates each tile from neighbours on all sides, with fitted weights and with contexts from all
-  sides (`trimtab.codecs.interpolation`), and keeps the shorter payload;
+  sides (`trimtab.codecs.interpolation`), and keeps the shorter payload. Under PSNR it also rounds codes towards zero
+  where that saves bits, and gives coarser levels finer steps;
 - tabled asymmetric numeral systems with contexts, where SZ takes Huffman coding and zstd: they do not stop at a bit a
   value;
 - where a sample of the elements are whole multiples of a number g (integers, or floats that hold such), the step is a
@@ -79,7 +80,7 @@ import msgspec
 import numpy as np
 
 from trimtab import kernels
-from trimtab.bounds import Bound, Lossless
+from trimtab.bounds import PSNR, Bound, Lossless
 from trimtab.codecs.codec import describe
 from trimtab.codecs.enec import ENEC
 from trimtab.codecs.stream import Stream
@@ -131,6 +132,7 @@ class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
             return lossless.encode(x, bound)
         fold = Fold.of(x.shape)
         tiles = fold.tiles()
+        found = None
         for plan in plans(flat, tiles, bound):
             encoded = _encode_tiles(flat, tiles, plan, self.level)
             if encoded is None:
@@ -143,8 +145,11 @@ class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
             if plan.exact and name in INTEGERS:  # labels, and whatever else neighbours do not foretell
                 exact = lossless.encode(x, bound)
                 return exact if exact.num_bytes < packed.num_bytes else packed
-            return packed
-        return lossless.encode(x, bound)
+            if found is None or packed.num_bytes < found.num_bytes:
+                found = packed
+            if not (plan.exact and isinstance(bound, PSNR) and self.level == "ratio"):  # there loss may be shorter
+                break
+        return lossless.encode(x, bound) if found is None else found
 
     def decode(self, packed: Packed, *, out: np.ndarray | None = None) -> np.ndarray:
         """Return the array; every machine, back end and number of threads gives the same bits.
@@ -203,7 +208,7 @@ def _encode_tiles(
         if failed or stream.overflowed:
             return
         coder = TileCoder(tiles[index], plan.params.scale, plan.params.step, plan.params.offset)
-        encoded = coder.encode(flat, plan.limit, plan.largest, level)
+        encoded = coder.encode(flat, plan.limit, plan.largest, level, plan.error_share)
         if encoded is None:
             failed = True
             return

@@ -26,6 +26,7 @@ _PSNR_TRIALS = 30
 _PSNR_MEASUREMENTS = 5
 _PSNR_AIM = 0.05  # dB above the target
 _PSNR_SURPLUS = 0.4  # dB above the target with which the search is content
+_LARGEST_SURPLUS = 20.0  # dB
 _PSNR_SLACK = 1e-6  # dB, for sums in another order
 _SIGNIFICANT_BITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
 _MIN_EXPONENTS = {"float16": -13, "bfloat16": -125, "float32": -125, "float64": -1021}
@@ -48,6 +49,8 @@ class Plan:
     largest: int
     exact: bool = False
     """Whether nothing is lost, as far as a sample of the elements shows."""
+    error_share: float = 0.0
+    """Where only the sum of squared errors counts: how many times that of quantisation alone it may be; else 0."""
 
 
 def plans(flat: np.ndarray, tiles: list[Tile], bound: Bound) -> Iterator[Plan]:
@@ -79,9 +82,10 @@ def plans(flat: np.ndarray, tiles: list[Tile], bound: Bound) -> Iterator[Plan]:
         lattice_limit = 0.0 if isinstance(bound, PSNR) else limit
         yield Plan(Params(scale="linear", step=lattice), lattice_limit, math.ceil(largest / lattice), exact=True)
     if isinstance(bound, PSNR):
-        step = _psnr_step(flat, tiles, bound.value, high - low, 2 * limit, largest)
+        step, error_share = _psnr_step(flat, tiles, bound.value, high - low, 2 * limit, largest)
         limit = step  # as in the measurement: what misses it by far, or overflows the output dtype, is kept exactly
     else:
+        error_share = 0.0
         ulp = math.ldexp(1.0, max(math.frexp(largest)[1], _MIN_EXPONENTS[flat.dtype.name]) - significant_bits)
         step = 2 * max(limit - ulp, limit / 2 if flat.dtype.itemsize == 2 else 0.0)
         if lattice <= limit and largest + limit < lattice * 2.0**significant_bits:
@@ -89,7 +93,8 @@ def plans(flat: np.ndarray, tiles: list[Tile], bound: Bound) -> Iterator[Plan]:
             if step < wide:
                 yield Plan(Params(scale="linear", step=wide), limit, math.ceil(largest / wide) + 1)
     if step > 0 and largest < step * _REACH:
-        yield Plan(Params(scale="linear", step=step), limit, math.ceil(largest / step) + 1)
+        params = Params(scale="linear", step=step)
+        yield Plan(params, limit, math.ceil(largest / step) + 1, error_share=error_share)
 
 
 def _integer_plans(flat: np.ndarray, tiles: list[Tile], bound: Bound) -> Iterator[Plan]:
@@ -107,7 +112,7 @@ def _integer_plans(flat: np.ndarray, tiles: list[Tile], bound: Bound) -> Iterato
         if mean > divisor:
             offset = _offset(extent, mean)
             largest = min(max(abs(low - offset), abs(high - offset)), _LARGEST_STEP // 4)
-            step = _psnr_step(flat, tiles, bound.value, high - low, min(mean, _LARGEST_STEP), largest, offset)
+            step, _ = _psnr_step(flat, tiles, bound.value, high - low, min(mean, _LARGEST_STEP), largest, offset)
             if step > divisor:
                 yield _integer_plan(extent, step, step, offset)
                 return
@@ -198,8 +203,10 @@ def _psnr_step(
     step: float,
     largest: float,
     offset: int = 0,
-) -> float:
+) -> tuple[float, float]:
     """Return a step, near the largest, whose measured PSNR is at least `decibels`; 0.0 if none was found.
+
+    With it comes how many times its squared errors there may be, so that they still are.
 
     It is looked for from `step` on in a sample of the rows, and then measured in all of them. No element exceeds
     `largest`, so that steps beyond twice that make no difference.
@@ -207,19 +214,24 @@ def _psnr_step(
     surplus = partial(_psnr_surplus, flat, tiles, decibels, value_range, offset)
     stride = max(flat.size // _PSNR_SAMPLE, 1) | 1
     if stride > 1:
-        step = _search(partial(surplus, stride=stride), step, 4 * largest, _PSNR_TRIALS)
-    return _search(surplus, step, 4 * largest, _PSNR_MEASUREMENTS if stride > 1 else _PSNR_TRIALS)
+        step, _ = _search(partial(surplus, stride=stride), step, 4 * largest, _PSNR_TRIALS)
+    step, excess = _search(surplus, step, 4 * largest, _PSNR_MEASUREMENTS if stride > 1 else _PSNR_TRIALS)
+    return step, 10 ** (min(excess, _LARGEST_SURPLUS) / 10)
 
 
-def _search(surplus: Callable[[float], float], step: float, largest: float, num_trials: int) -> float:
-    """Return a step of at most `largest` whose surplus, in dB, is not negative and small; 0.0 if none was found."""
-    found, too_large = 0.0, math.inf
+def _search(surplus: Callable[[float], float], step: float, largest: float, num_trials: int) -> tuple[float, float]:
+    """Return a step of at most `largest` whose surplus, in dB, is not negative and small, and the surplus.
+
+    Both are 0.0 if none was found.
+    """
+    found, found_excess, too_large = 0.0, 0.0, math.inf
     for _ in range(num_trials):
         if not step > 0:
             break
         excess = surplus(step)
         if excess >= 0:
-            found = max(found, step)
+            if step > found:
+                found, found_excess = step, excess
             if excess <= _PSNR_SURPLUS or step >= largest:
                 break
         else:
@@ -228,7 +240,7 @@ def _search(surplus: Callable[[float], float], step: float, largest: float, num_
         if not found < step < too_large:
             step = math.sqrt(found * too_large) if found else too_large / 2
         step = min(step, largest)
-    return found
+    return found, found_excess
 
 
 def _psnr_surplus(

@@ -14,7 +14,12 @@ from trimtab import kernels
 from trimtab.codecs.prediction import fit, sampled_bits
 from trimtab.codecs.sections import deflate, inflate
 from trimtab.codecs.sz_chunks import ChunkCoder
-from trimtab.codecs.sz_interpolated import INTERPOLATED, decode_interpolated, encode_interpolated
+from trimtab.codecs.sz_interpolated import (
+    INTERPOLATED,
+    decode_interpolated,
+    encode_interpolated,
+    encode_interpolated_by_error,
+)
 from trimtab.codecs.sz_tokens import CHUNKS, CONTEXTS, Level, decode_tokens, encode_tokens
 from trimtab.codecs.tiling import Tile
 from trimtab.dtypes import INTEGERS
@@ -64,18 +69,21 @@ class TileCoder:
     step: float
     offset: int = 0
 
-    def encode(self, flat: np.ndarray, limit: float, largest: int, level: Level) -> tuple[list[np.ndarray], int] | None:
+    def encode(
+        self, flat: np.ndarray, limit: float, largest: int, level: Level, error_share: float = 0.0
+    ) -> tuple[list[np.ndarray], int] | None:
         """Return the payload, in parts (uint8), and the digest of what it decodes to.
 
         None if too many elements miss the limit. `flat` is the whole array in C order. No integer that an element
-        quantises to exceeds `largest` in magnitude.
+        quantises to exceeds `largest` in magnitude. Where `error_share` is not 0 the limit need not be kept, as long as
+        the squared errors sum to at most so many times those that quantisation alone makes.
         """
         if level == "fast":
             encode = self._encode_direct if self._is_direct(flat) else self._encode_indirect
             return self._joined(encode(flat, limit))
         # integers are not interpolated
         interpolates = level == "ratio" and self.scale == "linear" and flat.dtype.kind not in "iu"
-        interpolated = self._interpolated(flat, limit) if interpolates else None
+        interpolated = self._interpolated(flat, limit, error_share) if interpolates else None
         rival = interpolated[0].size if interpolated else None
         predicted = self._joined(self._encode_fitted(flat, limit, largest, rival))
         if interpolated and (predicted is None or interpolated[0].size < sum(part.size for part in predicted[0])):
@@ -94,11 +102,13 @@ class TileCoder:
         sections = [head, *coded.block, coded.extra, *packed]
         return [np.frombuffer(section, np.uint8) for section in sections], coded.digest
 
-    def _interpolated(self, flat: np.ndarray, limit: float) -> tuple[np.ndarray, int] | None:
+    def _interpolated(self, flat: np.ndarray, limit: float, error_share: float) -> tuple[np.ndarray, int] | None:
         """Return the payload of the tile, interpolated, and the digest."""
-        # a limit beyond the step stands for a limit to the sum of squares, which the quantiser's own errors show
-        most = self.squared_error(flat)[0] if limit >= self.step else math.inf
-        return encode_interpolated(self.tile, _WORKING_DTYPES[flat.dtype.name], flat, self.step, limit, most)
+        dtype = _WORKING_DTYPES[flat.dtype.name]
+        if not error_share:
+            return encode_interpolated(self.tile, dtype, flat, self.step, limit)
+        most = self.squared_error(flat)[0] * error_share
+        return encode_interpolated_by_error(self.tile, dtype, flat, self.step, most)
 
     def _encode_fitted(self, flat: np.ndarray, limit: float, largest: int, rival: int | None) -> _Coded | None:
         """Predict with fitted weights; None also where a sample shows far more than `rival` bytes."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from trimtab.bounds import Abs, Bound, Lossless, Rel, value_range
+from trimtab.bounds import PSNR, Abs, Bound, Lossless, Rel, value_range
 from trimtab.peers.peer import Encoded, Peer
 
 
@@ -19,14 +19,20 @@ class _BoundedPeer(Peer):
     lossless: ClassVar[bool] = False
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
 
+    @property
+    def takes_psnr(self) -> bool:
+        """Whether it is asked for a PSNR, and not for a bound on every element."""
+        return False
+
     def refuses(self, x: np.ndarray, bound: Bound = Lossless()) -> str | None:
-        if not isinstance(bound, Abs | Rel):
-            return f"{self.name} is run with an absolute or range-relative bound; got {bound}"
+        if not isinstance(bound, PSNR if self.takes_psnr else Abs | Rel):
+            asked = "a PSNR" if self.takes_psnr else "an absolute or range-relative bound"
+            return f"{self.name} is run with {asked}; got {bound}"
         if x.dtype.name not in self.dtypes or not x.dtype.isnative:
             return f"{self.name} takes {' and '.join(self.dtypes)}; the array is {x.dtype}"
         if x.size == 0:
             return f"{self.name} takes no empty arrays"
-        if _tolerance(x, bound) == 0:
+        if not self.takes_psnr and _tolerance(x, bound) == 0:
             return f"{self.name} needs a positive error bound; all elements are equal, so {bound} allows none"
         return None
 
@@ -108,18 +114,27 @@ class ZFP(_BoundedPeer):
 
 @dataclass(frozen=True, repr=False)
 class SPERR(_BoundedPeer):
-    """SPERR (Li, Lindstrom and Clyne, IPDPS 2023), as the HDF5 filter of hdf5plugin: one chunk of a file in memory."""
+    """SPERR (Li, Lindstrom and Clyne, IPDPS 2023), as the HDF5 filter of hdf5plugin: one chunk of a file in memory.
 
+    Mode "psnr" corrects no outliers. It aims at a PSNR and may miss it on either side.
+    """
+
+    mode: Literal["absolute", "psnr"] = "absolute"
     package: ClassVar[str] = "hdf5plugin"
     module: ClassVar[str] = "hdf5plugin"
 
     @property
     def name(self) -> str:
-        return "sperr"
+        return "sperr" if self.mode == "absolute" else "sperr-psnr"
+
+    @property
+    def takes_psnr(self) -> bool:
+        return self.mode == "psnr"
 
     @property
     def setting(self) -> str:
-        return "absolute bound, one chunk, 1 thread; HDF5's frame is not counted"
+        asked = "absolute bound" if self.mode == "absolute" else "PSNR as the target"
+        return f"{asked}, one chunk, 1 thread; HDF5's frame is not counted"
 
     def load(self) -> Any:
         importlib.import_module("h5py")
@@ -137,7 +152,7 @@ class SPERR(_BoundedPeer):
 
     def compress(self, x: np.ndarray, bound: Bound = Lossless()) -> Encoded:
         with self._file() as file:
-            dataset = self._dataset(file, x.dtype, _grid(x.shape), _tolerance(x, bound))
+            dataset = self._dataset(file, x.dtype, _grid(x.shape), **_quality(x, bound))
             dataset[...] = x.reshape(dataset.shape)
             dataset.flush()
             _, data = dataset.id.read_direct_chunk((0,) * dataset.ndim)
@@ -145,7 +160,9 @@ class SPERR(_BoundedPeer):
 
     def decompress(self, encoded: Encoded) -> np.ndarray:
         with self._file() as file:
-            dataset = self._dataset(file, encoded.dtype, _grid(encoded.shape), 1.0)  # the chunk knows its bound
+            dataset = self._dataset(
+                file, encoded.dtype, _grid(encoded.shape), absolute=1.0
+            )  # the chunk knows its bound
             dataset.id.write_direct_chunk((0,) * dataset.ndim, encoded.data)
             return dataset[...].reshape(encoded.shape)
 
@@ -154,8 +171,15 @@ class SPERR(_BoundedPeer):
         h5py = importlib.import_module("h5py")
         return h5py.File.in_memory()
 
-    def _dataset(self, file: Any, dtype: np.dtype, shape: tuple[int, ...], tolerance: float) -> Any:
-        return file.create_dataset("x", shape, dtype, chunks=shape, **self.load().Sperr(absolute=tolerance))
+    def _dataset(self, file: Any, dtype: np.dtype, shape: tuple[int, ...], **asked: float) -> Any:
+        return file.create_dataset("x", shape, dtype, chunks=shape, **self.load().Sperr(**asked))
+
+
+def _quality(x: np.ndarray, bound: Bound) -> dict[str, float]:
+    """Return what SPERR's filter is asked for."""
+    return (
+        {"peak_signal_to_noise_ratio": bound.value} if isinstance(bound, PSNR) else {"absolute": _tolerance(x, bound)}
+    )
 
 
 def _grid(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -68,13 +68,17 @@ def _sum_row(grids, place, offsets, weights, sums):
             _read(scalar),
             types.float64,
             types.boolean,
+            types.Array(types.uint8, 1, "C", readonly=True),
+            types.Array(types.float64, 2, "C", readonly=True),
             types.int32[::1],
         )
         for scalar in _FLOATS
     )
 )
-def encode_class(x, x_start, x_strides, grids, start, strides, shape, offsets, weights, step, snap, codes):
-    num, inverse = shape[2], 1.0 / step
+def encode_class(
+    x, x_start, x_strides, grids, start, strides, shape, offsets, weights, step, snap, kinds, margins, codes
+):
+    num, inverse, widest = shape[2], 1.0 / step, f64(margins.shape[1])
     sums_room, row_room = np.empty(min(num, _BLOCK), grids.dtype), np.empty(min(num, _BLOCK), grids.dtype)
     for r in range(shape[0] * shape[1]):
         i, j = r // shape[1], r % shape[1]
@@ -99,6 +103,18 @@ def encode_class(x, x_start, x_strides, grids, start, strides, shape, offsets, w
                     d = ((d if abs(d) < LIMIT else 0.0) + _ROUND) - _ROUND
                     c[k] = i32(d)
                     points[k] = (origin + d) * step
+            elif kinds.size > 0:
+                kind = kinds[r * num + o : r * num + o + size]
+                for k in range(size):
+                    origin = f64(sums[k])
+                    d = (f64(row[k]) - origin) * inverse
+                    d = d if abs(d) < LIMIT else 0.0
+                    m = (abs(d) + _ROUND) - _ROUND
+                    if m > 0.0 and abs(d) - m + 0.5 < margins[u64(kind[k]), u64(min(m, widest)) - u64(1)]:
+                        m -= 1.0
+                    d = m if d > 0.0 else -m
+                    c[k] = i32(d)
+                    points[k] = origin + d * step
             else:
                 for k in range(size):
                     origin = f64(sums[k])

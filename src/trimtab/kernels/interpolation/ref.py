@@ -28,12 +28,17 @@ def encode_class(
     weights: np.ndarray,
     step: float,
     snap: bool,
+    kinds: np.ndarray,
+    margins: np.ndarray,
     codes: np.ndarray,
 ) -> None:
     """Write the codes (int32, flat) of a class of `x` (flat), and into the grids what they decode to.
 
     The class's points stand in `x` from `x_start` on, at distances `x_strides` (int64[3]). Where an element is not
-    finite, or far from its prediction, its code is 0.
+    finite, or far from its prediction, its code is 0. Codes are the nearest ones, but where there are `kinds` (uint8,
+    flat, one a point; never with `snap`): there a code of magnitude m > 0 becomes one nearer to zero if the element is
+    less than margins[kind, m - 1] beyond the middle between the two, in steps. Larger m have the margin of the last
+    column of `margins` (float64, from 0 to 1).
     """
     places = _places(start, strides, shape)
     sums = _sums(grids, places, offsets, weights)
@@ -42,7 +47,14 @@ def encode_class(
     elements = x[_places(x_start, x_strides, shape)].astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         d = elements * inverse - origin if snap else (elements - origin) * inverse
-        d = np.where(np.abs(d) < LIMIT, d, 0) + _ROUND - _ROUND
+        d = np.where(np.abs(d) < LIMIT, d, 0)
+        if kinds.size and not snap:
+            m = np.abs(d) + _ROUND - _ROUND
+            column = np.clip(m, 1, margins.shape[1]).astype(np.int64) - 1
+            m -= (m > 0) & (np.abs(d) - m + 0.5 < margins[kinds.reshape(m.shape), column])
+            d = np.where(d > 0, m, -m)
+        else:
+            d = d + _ROUND - _ROUND
         codes[:] = d.astype(np.int32).reshape(-1)
         grids[places] = (origin + d) * step if snap else origin + d * step
 
