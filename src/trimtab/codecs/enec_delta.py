@@ -36,11 +36,12 @@ from trimtab.dtypes import FLOATS, numpy_dtype
 from trimtab.errors import Corrupt
 from trimtab.packed import Header, Packed
 
-_CHUNKS_A_THREAD = 4
+_CHUNKS_A_THREAD = 8
 _PLANES, _SPARSE, _SIZE = 1 << 30, 2 << 30, (1 << 30) - 1  # flags and size of a chunk, in the table
-_SAMPLE = 1 << 14  # words to look at before the byte planes of a chunk are coded
+_SAMPLE = 1 << 13  # words to look at before the byte planes of a chunk are coded
 _WORTH = 0.98  # byte planes are coded where a sample of them takes less than this part of what tokens take
 _RARE = 128  # a class that is rarer than one word in so many has no context of its own
+_ROW = 1 << 12  # tokens that are coded in one go, a multiple of the number of states: the block is that of one row
 _FEW = 1024  # words that a context needs at least to be worth its table
 
 
@@ -121,6 +122,8 @@ class _Coder:
         self._kept = np.empty(-(-most // self._kernels.BLOCK), np.bool_)
         self._tokens = np.empty(most, np.uint8)
         if self._has_tokens:
+            self._signed = np.empty(most, np.int32)
+            self._contexts = np.empty(most, np.uint8)
             self._extra = np.empty(kernels.load("tokens").max_extra_size(most), np.uint8)
             self._block = np.empty(kernels.load("ans").max_block_size(most), np.uint8)
 
@@ -173,15 +176,14 @@ class _Coder:
     def _encode_tokens(self, differences: np.ndarray, classes: np.ndarray) -> int:
         """Code differences as tokens, as the `_parts` of a chunk; return how many bytes these are."""
         ans, coder, tokens = kernels.load("ans"), kernels.load("tokens"), self._tokens[: differences.size]
-        signed = differences.view(f"i{differences.itemsize}").astype(np.int32, copy=False)
+        signed = self._signed[: tokens.size]
+        signed[...] = differences.view(f"i{differences.itemsize}")
         num_extra = coder.encode(signed.reshape(1, -1), 0, tokens.reshape(1, -1), self._extra)
-        counts = np.zeros((256, 128), np.int64)
-        self._kernels.tally(tokens, classes, counts)
-        thresholds = _thresholds(counts.sum(axis=1))
-        contexts = np.searchsorted(thresholds, np.arange(256), side="right").astype(np.uint8)
-        of_context = np.add.reduceat(counts, [0, *thresholds])
-        rows = np.array([[1, tokens.size]])
-        size = ans.encode_mixed(tokens, contexts[classes], rows, of_context, thresholds, self._block)
+        thresholds, contexts = _thresholds(classes), self._contexts[: tokens.size]
+        counts = np.empty((thresholds.size + 1, 128), np.int64)
+        self._kernels.tally(tokens, classes, thresholds, contexts, counts)
+        rows = np.array([[tokens.size // _ROW, _ROW], [1, tokens.size % _ROW]])
+        size = ans.encode_mixed(tokens, contexts, rows, counts, thresholds, self._block)
         head = np.array([size], "<u4").view(np.uint8)
         self._parts = [head, self._block[:size], self._extra[:num_extra]]
         return 4 + size + num_extra
@@ -193,10 +195,10 @@ class _Coder:
         tokens = self._tokens[: differences.size]
         if kernels.load("ans").decode_given(body[4 : 4 + size], classes, tokens) != 0:
             return False
-        signed = np.empty((1, tokens.size), np.int32)
-        if kernels.load("tokens").decode(tokens.reshape(1, -1), body[4 + size :], 0, signed) != 0:
+        signed = self._signed[: tokens.size]
+        if kernels.load("tokens").decode(tokens.reshape(1, -1), body[4 + size :], 0, signed.reshape(1, -1)) != 0:
             return False
-        differences[...] = signed[0].view(np.uint32)  # of 16 bits the upper half says nothing
+        differences[...] = signed.view(np.uint32)  # of 16 bits the upper half says nothing
         return True
 
     def _encode_planes(self, differences: np.ndarray) -> np.ndarray:
@@ -212,10 +214,11 @@ class _Coder:
         return True
 
 
-def _thresholds(counts: np.ndarray) -> np.ndarray:
-    """Return the classes (uint8) at which another context begins, from the counts of all classes (int64[256])."""
-    num_words = int(counts.sum())
-    frequent = np.flatnonzero(counts > max(num_words // _RARE, _FEW))
+def _thresholds(classes: np.ndarray) -> np.ndarray:
+    """Return those classes (uint8) at which another context begins."""
+    counts = np.empty(256, np.int64)
+    kernels.load("huffman").histogram(classes, counts)
+    frequent = np.flatnonzero(counts > max(classes.size // _RARE, _FEW))
     # the largest exponents are the most frequent ones, and the rarest classes are those below them
     return frequent[frequent > 0][1 - kernels.load("ans").MAX_CONTEXTS :].astype(np.uint8)
 

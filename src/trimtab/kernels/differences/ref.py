@@ -57,9 +57,17 @@ def add(differences: np.ndarray, base: np.ndarray, signed_float: bool, kept: np.
     words[chosen] = _ordered(_ordered(base[chosen], signed_float) + differences[:count], signed_float)
 
 
-def tally(tokens: np.ndarray, classes: np.ndarray, counts: np.ndarray) -> None:
-    """Add to `counts` (int64[256, 128]) how often each token (uint8, below 128) comes with each class (uint8)."""
-    np.add.at(counts, (classes, tokens), 1)
+def tally(
+    tokens: np.ndarray, classes: np.ndarray, thresholds: np.ndarray, contexts: np.ndarray, counts: np.ndarray
+) -> None:
+    """Write the context (uint8) of each class (uint8), and to `counts` how often each token comes with each context.
+
+    A context is the number of `thresholds` (uint8) that a class reaches. Tokens are uint8 below 128, `counts` is
+    int64[contexts, 128].
+    """
+    contexts[...] = np.searchsorted(thresholds, classes, side="right")
+    counts[...] = 0
+    np.add.at(counts, (contexts, tokens), 1)
 
 
 def _chosen(kept: np.ndarray, num_words: int) -> np.ndarray:
