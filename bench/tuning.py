@@ -1,8 +1,8 @@
 """A fine-tuned checkpoint and the base it was tuned from: all-MiniLM-L6-v2, tuned on the docstrings at hand.
 
-As such models are tuned: AdamW at 2e-5 with warm-up and linear decay, and a contrastive objective (multiple negatives,
-Henderson et al., arXiv 1705.00652, 2017) that tells the first line of a docstring's own rest from those of the others.
-Docstrings are those of Python's standard library. Everything is seeded; it takes some minutes on two cores.
+As such models are tuned: AdamW at 2e-5 with warm-up and linear decay, without weight decay, and a contrastive objective
+(multiple negatives, Henderson et al., arXiv 1705.00652, 2017): the first line of a docstring has to find its own rest
+among others. The docstrings are those of Python's standard library. Everything is seeded; it takes some minutes.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ def tuned_weights(num_steps: int = NUM_STEPS) -> Weights:
 
 
 def settings(num_steps: int = NUM_STEPS) -> dict[str, object]:
-    """Return how it was tuned, for the record."""
+    """Return how the weights were tuned, for a record."""
     return {
-        "optimizer": "AdamW of PyTorch, weight decay 0.01",
+        "optimizer": "AdamW",
+        "weight_decay": 0.0,
         "learning_rate": LEARNING_RATE,
         "num_steps": num_steps,
         "batch_size": BATCH_SIZE,

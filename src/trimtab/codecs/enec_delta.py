@@ -40,7 +40,7 @@ from trimtab.packed import Header, Packed
 
 _CHUNKS_A_THREAD = 8
 _PLANES, _SPARSE, _SIZE = 1 << 30, 2 << 30, (1 << 30) - 1  # flags and size of a chunk, in the table
-_SAMPLE = 1 << 13  # words to look at before the byte planes of a chunk are coded
+_SAMPLE = 1 << 12  # words to look at before the byte planes of a chunk are coded
 _WORTH = 0.98  # byte planes are coded where a sample of them takes less than this part of what tokens take
 _RARE = 128  # a class that is rarer than one word in so many has no context of its own
 _ROW = 1 << 12  # tokens that are coded in one go, a multiple of the number of states: the block is that of one row
