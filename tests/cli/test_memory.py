@@ -74,6 +74,19 @@ def test_one_large_array_of_short_floats(tmp_path, flags):
     assert peak_bytes("pack", source, packed, *flags) < 2 * 420_000_000 + 300 * 10**6
 
 
+@pytest.mark.slow
+def test_a_base_takes_room_for_one_array_more(tmp_path):
+    """And its difference, while both ways of packing are at hand."""
+    base, tuned = (write(tmp_path / f"{name}.safetensors", 10, 5_000_000) for name in ("base", "tuned"))
+    packed, back, packed_base = tmp_path / "a.tt", tmp_path / "b.safetensors", tmp_path / "base.tt"
+    assert peak_bytes("pack", base, packed_base) < 2 * 20_000_000 + 300 * 10**6
+    for given in (base, packed_base):
+        limit = 4 * 20_000_000 + 300 * 10**6
+        assert peak_bytes("pack", tuned, packed, "--base", given, "--force") < limit
+        assert peak_bytes("verify", packed, "--base", given, "--against", tuned) < limit
+        assert peak_bytes("unpack", packed, back, "--base", given, "--force") < limit
+
+
 def test_memory_does_not_grow_with_the_file(tmp_path):
     peaks = []
     for num_arrays in (2, 20):  # of 4 MB
