@@ -53,7 +53,7 @@ def test_reports(trimtab, pair, tmp_path):
     assert report["num_differences"] == 2
     report = json.loads(trimtab("inspect", packed, "--json").stdout)
     assert report["base"] == "base.safetensors"
-    assert [name for name, entry in report["arrays"].items() if "base" in entry] == ["w", "same"]
+    assert {name for name, entry in report["arrays"].items() if "base" in entry} == {"w", "same"}
     assert len(report["arrays"]["w"]["base"]) == 16
     text = trimtab("inspect", packed).stdout
     assert text.count("enec difference") == 2
