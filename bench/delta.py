@@ -199,7 +199,7 @@ def _without_embeddings(weights: Weights) -> Weights:
 
 def _share_equal(bases: Sequence[np.ndarray], arrays: Sequence[np.ndarray]) -> float:
     same = sum(np.count_nonzero(words(base) == words(x)) for base, x in zip(bases, arrays, strict=True))
-    return round(same / sum(x.size for x in arrays), 4)
+    return round(float(same / sum(x.size for x in arrays)), 4)
 
 
 def _bars(subjects: Mapping[str, Any], metrics: Mapping[str, Metric]) -> list[Bar]:
