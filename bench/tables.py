@@ -114,6 +114,21 @@ def lossless_tables(record: Record) -> str:
     return f"{_headed(record, record.data, spread=True)}\n\n{whole}\n\n{_notes(record)}"
 
 
+def delta_tables(record: Record) -> str:
+    """Return one table for each model and dtype, and the ratios of whole files of ours."""
+    names = [name for name in record.encoding["contenders"] if name.startswith("trimtab")]
+    rows = [
+        [
+            subject,
+            f"{100 * record.data[subject]['equal_elements']:.1f} %",
+            *_cells(record, [f"{subject}/{name}" for name in names], FILE_RATIO),
+        ]
+        for subject in record.data
+    ]
+    files = markdown(["whole files", "elements equal to the base's", *map(_ours_bold, names)], rows)
+    return f"{_headed(record, record.data, spread=True)}\n\n{files}\n\n{_notes(record)}"
+
+
 def _headed(record: Record, subjects: Iterable[str], *, spread: bool = False) -> str:
     return "\n\n".join(f"**{subject}**\n\n{lossless_table(record, subject, spread=spread)}" for subject in subjects)
 
@@ -258,6 +273,7 @@ def bars_table(found: Iterable[Record]) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "lossless": ("Model weights, lossless", lossless_tables),
+    "delta": ("Tuned weights, against their base", delta_tables),
     "lossy": ("Fields, within an error bound", lossy_tables),
     "rate_distortion": ("Fields, size at equal PSNR", rate_distortion_tables),
     "scaling": ("A second thread", scaling_table),

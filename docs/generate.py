@@ -25,6 +25,7 @@ JOBS = {
 
 LAYOUTS = {
     "enec": "trimtab.codecs.enec",
+    "enec: differences": "trimtab.codecs.enec_delta",
     "sz": "trimtab.codecs.sz",
     "sz: interpolated tiles": "trimtab.codecs.sz_interpolated",
     "sz: the body of an interpolated tile": "trimtab.codecs.interpolation",

@@ -29,6 +29,10 @@ class UnknownCodec(UsageError):
     """No codec of that name is registered."""
 
 
+class BaseError(UsageError):
+    """An array was packed as its difference from a base, and that is missing, or another one was given."""
+
+
 class FormatError(TrimtabError, ValueError):
     """The bytes are not a packed file that this version can read."""
 

@@ -44,8 +44,11 @@ _MAX_EXPANSION = 64
 _DTYPES = {stored: name for name, stored in SAFETENSORS_NAMES.items()}
 
 
+Checksum = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+
+
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One array of the file. `codec` and `bound` are positions in the manifest's lists."""
+    """One array of the file. `codec` and `bound` are positions in the manifest's lists; `base` as in `Header`."""
 
     codec: Count
     bound: Count
@@ -53,23 +56,25 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     shape: tuple[Count, ...]
     params: dict[str, Any] = {}
     buffers: tuple[str, ...]
-    checksum: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+    checksum: Checksum
+    base: Checksum | None = None
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What ``__metadata__["trimtab"]`` holds."""
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What ``__metadata__["trimtab"]`` holds. `base` is the name of the file that entries are differences from."""
 
     version: Annotated[int, msgspec.Meta(ge=1)]
     codecs: list[dict[str, Any]]
     bounds: list[Bound]
     entries: dict[str, Entry]
+    base: str = ""
 
 
 class _Version(msgspec.Struct):
     version: Count
 
 
-class _Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A tensor of the safetensors header."""
 
     dtype: str
@@ -79,7 +84,7 @@ class _Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TEXTS = msgspec.json.Decoder(dict[str, str])
-_SPAN = msgspec.json.Decoder(_Span)
+_SPAN = msgspec.json.Decoder(Span)
 _VERSION = msgspec.json.Decoder(_Version)
 _MANIFEST = msgspec.json.Decoder(Manifest)
 
@@ -94,10 +99,10 @@ def checksum(digests: Sequence[int]) -> str:
 class _Layout:
     """The header of a file in the making: where each buffer goes, and what the manifest will say."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: str = "") -> None:
         self.num_bytes = 0
-        self._spans: dict[str, _Span] = {}
-        self._manifest = Manifest(version=FORMAT_VERSION, codecs=[], bounds=[], entries={})
+        self._spans: dict[str, Span] = {}
+        self._manifest = Manifest(version=FORMAT_VERSION, codecs=[], bounds=[], entries={}, base=base)
 
     def add(self, name: str, packed: Packed, checksum: str) -> Iterator[memoryview]:
         """Place an entry behind the others and return the bytes of its buffers."""
@@ -113,7 +118,7 @@ class _Layout:
         for role, buffer in packed.buffers.items():
             shape = header.shape if role == "data" and buffer.size == header.num_elements else buffer.shape
             end = self.num_bytes + buffer.nbytes
-            self._spans[_buffer_key(name, role)] = _Span(stored[role], shape, (self.num_bytes, end))
+            self._spans[_buffer_key(name, role)] = Span(stored[role], shape, (self.num_bytes, end))
             self.num_bytes = end
         manifest.entries[name] = Entry(
             codec=_position(manifest.codecs, header.codec),
@@ -123,6 +128,7 @@ class _Layout:
             params=header.params,
             buffers=tuple(packed.buffers),
             checksum=checksum,
+            base=header.base,
         )
         return (np.ascontiguousarray(buffer).view(np.uint8).data for buffer in packed.buffers.values())
 
@@ -141,13 +147,16 @@ class Writer:
     """Write a packed file entry by entry; memory holds one entry at a time.
 
     The file appears under its name only when all is written. Entries gather in an unnamed temporary file of the
-    same folder; at the end a file with a temporary name is put together and renamed.
+    same folder; at the end a file with a temporary name is put together and renamed. `base` is the name of the file
+    that entries are differences from.
 
     >>> with Writer("weights.tt") as writer:  # doctest: +SKIP
     ...     writer.add("w", packed, checksum([digest(w)]))
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None, base: str = ""
+    ) -> None:
         self.path = Path(path)
         self._metadata = dict(metadata or {})
         for key, text in self._metadata.items():
@@ -157,7 +166,8 @@ class Writer:
                 raise UsageError(f"metadata key {key!r} is reserved; choose one that does not start with 'trimtab'")
         if self.path.is_dir():
             raise UsageError(f"{self.path} is a directory; expected the name of a file")
-        self._layout = _Layout()
+        _check_text(base, "the name of the base")
+        self._layout = _Layout(base)
         self._body: BinaryIO = tempfile.TemporaryFile(dir=self.path.parent, prefix=f".{self.path.name}.")
 
     def add(self, name: str, packed: Packed, checksum: str) -> None:
@@ -221,8 +231,8 @@ class Reader:
             view = memoryview(source)
             self._view = view.cast("B") if view.nbytes else memoryview(b"")
         else:
-            self._view = _map(Path(source))
-        self._spans, self._start, self.metadata = _read_header(self._view)
+            self._view = map_file(Path(source))
+        self._spans, self._start, self.metadata = read_header(self._view)
         self.manifest = _read_manifest(self.metadata)
         self.metadata = {key: text for key, text in self.metadata.items() if not key.startswith("trimtab")}
         self._headers = {name: self._header(name, entry) for name, entry in self.manifest.entries.items()}
@@ -275,6 +285,7 @@ class Reader:
                 dtype=entry.dtype,
                 shape=entry.shape,
                 params=entry.params,
+                base=entry.base,
             )
         except (IndexError, ValueError) as error:
             raise Corrupt(f"bad entry {name!r}: {error}") from None
@@ -288,7 +299,7 @@ class Reader:
         return np.frombuffer(self._view, dtype, (end - start) // dtype.itemsize, self._start + start)
 
 
-def _map(path: Path) -> memoryview:
+def map_file(path: Path) -> memoryview:
     """Return the bytes of a file, mapped read-only."""
     if path.is_dir():
         raise UsageError(f"{path} is a directory; expected a packed file (.tt)")
@@ -298,7 +309,7 @@ def _map(path: Path) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _read_header(view: memoryview) -> tuple[dict[str, _Span], int, dict[str, str]]:
+def read_header(view: memoryview) -> tuple[dict[str, Span], int, dict[str, str]]:
     """Parse and check the safetensors header: its spans, where the buffers start, and the metadata."""
     if view.nbytes < 8:
         raise Truncated(f"the file has {view.nbytes} bytes; a packed file has at least 8")
@@ -330,7 +341,7 @@ def _read_header(view: memoryview) -> tuple[dict[str, _Span], int, dict[str, str
     return spans, 8 + length, metadata
 
 
-def _span_order(item: tuple[str, _Span]) -> tuple[int, int]:
+def _span_order(item: tuple[str, Span]) -> tuple[int, int]:
     return item[1].data_offsets
 
 

@@ -29,7 +29,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What a decoder has to know beside the buffers.
 
     `codec` is the codec struct as plain data (its ``id`` and settings), `params` the numbers that the
-    encoder chose for this one array.
+    encoder chose for this one array. `base` is the checksum of the array of which the difference was packed, if so.
     """
 
     codec: dict[str, Any]
@@ -37,6 +37,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     dtype: str
     shape: tuple[Count, ...]
     params: dict[str, Any] = {}
+    base: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in NAMES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -13,9 +14,10 @@ from trimtab.bounds import Bound, Lossless
 from trimtab.codecs import ENEC, Codec, make_codec
 from trimtab.codecs.enec_device import tensor_digests
 from trimtab.dtypes import FLOATS, INTEGERS, REALS, dtype_name
-from trimtab.errors import BoundError, Corrupt, NewerVersion, UnknownCodec, UsageError
+from trimtab.errors import BaseError, BoundError, Corrupt, NewerVersion, UnknownCodec, UsageError
 from trimtab.files import Reader, Writer, checksum, to_bytes
 from trimtab.packed import Header, Packed, digest
+from trimtab.plain import Plain
 
 if TYPE_CHECKING:
     import torch
@@ -23,21 +25,34 @@ if TYPE_CHECKING:
 Framework = Literal["np", "pt"]
 """What comes back: NumPy arrays or PyTorch tensors, in the words of the safetensors library."""
 
+BaseLike = str | os.PathLike[str] | Mapping[str, Array]
+"""A base as users give it: the path of a file, or arrays by name."""
+
 Level = Literal["fast", "balanced", "ratio"]
 """How much time packing and unpacking may take for a better ratio; all that is packed is unpacked alike."""
 
 
-def compress(x: Array, bound: Bound = Lossless(), *, codec: Codec | None = None, level: Level | None = None) -> bytes:
+def compress(
+    x: Array,
+    bound: Bound = Lossless(),
+    *,
+    codec: Codec | None = None,
+    level: Level | None = None,
+    base: Array | None = None,
+) -> bytes:
     """Return `x` packed within `bound`, as the bytes of a packed file.
 
     Takes NumPy arrays and torch tensors of any shape, strides and storable dtype. Without `codec`, lossless packing
     uses ENEC and lossy packing SZ, at `level` "fast", "balanced" (the default) or "ratio". A lossy bound applies to
     floats and integers; arrays of other dtypes (bool, complex, float8) are packed losslessly.
 
+    With `base`, an array like `x`, the difference of the two is packed where that is smaller, losslessly: `decompress`
+    then needs the same base.
+
     Raises:
         ShapeError: the dtype cannot be stored, or the codec does not take it.
         BoundError: the codec cannot promise this bound.
-        UsageError: both a codec and a level are given, or there is no such level.
+        UsageError: both a codec and a level are given, or there is no such level, or a base and a lossy bound.
 
     >>> import numpy as np, trimtab as tt
     >>> x = np.sin(np.linspace(0, 6, 10_000, dtype="float32"))
@@ -45,7 +60,7 @@ def compress(x: Array, bound: Bound = Lossless(), *, codec: Codec | None = None,
     >>> tt.Rel(1e-3).allows(x, tt.decompress(blob))
     True
     """
-    return to_bytes(*encode(x, bound, codec, level))
+    return to_bytes(*encode(x, bound, codec, level, base))
 
 
 def decompress(
@@ -54,13 +69,16 @@ def decompress(
     out: np.ndarray | None = None,
     framework: Framework = "np",
     device: str | torch.device | None = None,
+    base: Array | None = None,
 ) -> Array:
     """Return the array that `compress` packed; `out`, a C-contiguous NumPy array, receives it where given.
 
     With `device`, it is a torch tensor there: bfloat16 weights are unpacked on a CUDA device, the rest on the host.
+    `base` is what `compress` was given.
 
     Raises:
         BackendUnavailable: there is no such device.
+        BaseError: the array was packed against a base, and none or another one is given.
         FormatError: the bytes are damaged, or not what `compress` returns.
         ShapeError: `out` does not fit.
     """
@@ -68,11 +86,12 @@ def decompress(
     if len(reader) != 1:
         raise UsageError(f"the file has {len(reader)} entries; read it with trimtab.load(path)")
     name = next(iter(reader))
+    bases = {} if base is None else {name: base}
     if device is not None:
         if out is not None:
             raise UsageError("out is a NumPy array and device asks for a tensor there; give one of them")
-        return decode_to(reader, name, torch_device(device))
-    return as_framework(decode(reader, name, out=out), framework)
+        return decode_to(reader, name, torch_device(device), bases)
+    return as_framework(decode(reader, name, bases, out=out), framework)
 
 
 def save(
@@ -84,41 +103,86 @@ def save(
     level: Level | None = None,
     integers: bool = False,
     metadata: Mapping[str, str] | None = None,
+    base: BaseLike | None = None,
 ) -> None:
     """Write named arrays to a packed file, replacing it in one step when all is written.
 
     A lossy `bound` and a `codec` apply to real floating-point arrays, and to those of integers only where `integers` is
     set: among them may be indices and counters. All others are packed losslessly. `level` as in `compress`.
 
+    `base` is a checkpoint like this one, such as that it was tuned from: the path of a safetensors or packed file,
+    or a mapping. Arrays that have its names, dtypes and shapes are packed as their differences where that is smaller,
+    without loss, and `load` needs the same base.
+
     Raises:
         UsageError: `tensors` is not a mapping, a name is reserved, or as in `compress`.
         ShapeError, BoundError: as in `compress`.
+        BaseError, FormatError: the base cannot be read.
 
     >>> import trimtab as tt, numpy as np
     >>> tt.save("weights.tt", {"w": np.ones((3, 4), "float32")})  # doctest: +SKIP
     >>> tt.load("weights.tt")["w"].shape  # doctest: +SKIP
     (3, 4)
+    >>> tt.save("tuned.tt", {"w": np.ones((3, 4), "float32")}, base="weights.tt")  # doctest: +SKIP
+    >>> tt.load("tuned.tt", base="weights.tt")["w"].shape  # doctest: +SKIP
+    (3, 4)
     """
     if not isinstance(tensors, Mapping):
         raise UsageError(f"save takes a mapping of names to arrays, got {type(tensors).__name__}; pass {{'x': array}}")
-    with Writer(path, metadata=metadata) as writer:
+    check_base(base, bound, codec)
+    bases = open_base(base)
+    with Writer(path, metadata=metadata, base=base_name(base)) as writer:
         for name, x in tensors.items():
-            writer.add(name, *encode(x, *for_dtype(dtype_of(x), bound, codec, level, integers=integers)))
+            chosen = for_dtype(dtype_of(x), bound, codec, level, integers=integers)
+            writer.add(name, *encode(x, *chosen, base=bases.get(name)))
 
 
 def load(
-    path: str | os.PathLike[str], *, framework: Framework = "np", device: str | torch.device | None = None
+    path: str | os.PathLike[str],
+    *,
+    framework: Framework = "np",
+    device: str | torch.device | None = None,
+    base: BaseLike | None = None,
 ) -> Tensors:
     """Open a packed file as a mapping whose arrays are decoded when they are asked for.
 
-    With `device`, they are torch tensors there, as from `decompress`.
+    With `device`, they are torch tensors there, as from `decompress`. `base` as in `save`; if that was packed against a
+    base itself, open it first: ``load("second.tt", base=load("first.tt", base="base.safetensors"))``.
 
     Raises:
         BackendUnavailable: there is no such device.
         FormatError: it is not a packed file, or its header is damaged.
         FileNotFoundError: there is no such file.
+        BaseError: the base needs a base itself. Looking up an array raises it if no base, or another one, is given.
     """
-    return Tensors(Reader(path), framework, None if device is None else torch_device(device))
+    return Tensors(Reader(path), framework, None if device is None else torch_device(device), open_base(base))
+
+
+def open_base(base: BaseLike | None) -> Mapping[str, Array]:
+    """Return the arrays of a base by name: those of a safetensors or packed file, read when they are asked for.
+
+    Raises:
+        BaseError: the file was packed against a base itself.
+        FormatError: it is neither a safetensors nor a packed file, or damaged.
+        FileNotFoundError: there is no such file.
+    """
+    if base is None or isinstance(base, Mapping):
+        return base or {}
+    plain = Plain(base)
+    if "trimtab" not in plain.metadata:
+        return plain
+    reader = Reader(base)
+    if any(reader.header(name).base for name in reader):
+        raise BaseError(
+            f"{base} was packed against a base itself, {_named(reader)}; unpack it first, "
+            "or give what trimtab.load(path, base=...) returns"
+        )
+    return Tensors(reader)
+
+
+def base_name(base: BaseLike | None) -> str:
+    """Return the name that a packed file remembers its base by, without folders; empty where it is no file."""
+    return "" if base is None or isinstance(base, Mapping) else Path(base).name
 
 
 class Tensors(Mapping[str, Array]):
@@ -127,15 +191,22 @@ class Tensors(Mapping[str, Array]):
     A model's ``load_state_dict`` takes it as it is.
     """
 
-    def __init__(self, reader: Reader, framework: Framework = "np", device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        framework: Framework = "np",
+        device: torch.device | None = None,
+        bases: Mapping[str, Array] | None = None,
+    ) -> None:
         self.reader = reader
         self.framework = _checked(framework)
         self.device = device
+        self.bases = bases or {}
 
     def __getitem__(self, name: str) -> Array:
         if self.device is not None:
-            return decode_to(self.reader, name, self.device)
-        return as_framework(decode(self.reader, name), self.framework)
+            return decode_to(self.reader, name, self.device, self.bases)
+        return as_framework(decode(self.reader, name, self.bases), self.framework)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.reader)
@@ -168,42 +239,71 @@ class Tensors(Mapping[str, Array]):
 
 
 def encode(
-    x: Array, bound: Bound = Lossless(), codec: Codec | None = None, level: Level | None = None
+    x: Array,
+    bound: Bound = Lossless(),
+    codec: Codec | None = None,
+    level: Level | None = None,
+    base: Array | None = None,
 ) -> tuple[Packed, str]:
-    """Return `x` packed and the checksum of what a decoder will return; parameters and errors as in `compress`."""
+    """Return `x` packed and the checksum of what a decoder will return; parameters and errors as in `compress`.
+
+    A `base` of another dtype or shape is left alone.
+    """
     if not isinstance(bound, Bound):
         raise BoundError(f"expected a bound such as Rel(1e-3), Abs(0.1) or Lossless(), got {bound!r}")
     _check_choice(codec, level)
+    check_base(base, bound, codec)
     codec = codec or codec_for(dtype_of(x), bound, level)
-    if isinstance(codec, ENEC) and is_torch(x):
+    if base is not None and not _alike(x, base):
+        base = None
+    if isinstance(codec, ENEC) and is_torch(x) and base is None:
         there = codec.encode_tensor(x, bound)
         if there is not None:
             return there, checksum(tensor_digests(x))
     array = as_numpy(x)
-    packed = codec.encode(array, bound)
+    if isinstance(codec, ENEC) and base is not None:
+        packed = codec.encode_difference(array, as_numpy(base))
+    else:
+        packed = codec.encode(array, bound)
     pieces = make_codec(packed.header.codec).pieces(array)
     return packed, checksum(packed.digests or [digest(piece) for piece in pieces])
 
 
-def decode(reader: Reader, name: str, *, out: np.ndarray | None = None) -> np.ndarray:
+def decode(
+    reader: Reader, name: str, bases: Mapping[str, Array] | None = None, *, out: np.ndarray | None = None
+) -> np.ndarray:
     """Decode one entry of a packed file and check it against its checksum.
+
+    Where it is the difference from a base, the array of its name in `bases` is that base.
 
     Raises:
         Corrupt: the buffers or the decoded elements are not those that were written.
         NewerVersion: this version has no such codec.
+        BaseError: it is the difference from a base, and `bases` has none or another one.
     """
     packed, codec = _entry(reader, name)
-    y = codec.decode(packed, out=out)
+    if packed.header.base is None:
+        y = codec.decode(packed, out=out)
+    elif isinstance(codec, ENEC):
+        base = _base(reader, name, bases or {})
+        try:
+            y = codec.decode_difference(packed, base, out=out)
+        except BaseError as error:
+            raise BaseError(f"this is not the base: {_needed(reader, name)}; {error}") from None
+    else:
+        raise Corrupt(f"entry {name!r} of codec {codec.id!r} claims to be a difference; only 'enec' packs them")
     _check([digest(piece) for piece in codec.pieces(y)], reader, name)
     return y
 
 
-def decode_to(reader: Reader, name: str, device: torch.device) -> torch.Tensor:
+def decode_to(
+    reader: Reader, name: str, device: torch.device, bases: Mapping[str, Array] | None = None
+) -> torch.Tensor:
     """Decode one entry of a packed file into a tensor on `device`, there if its codec can, and check it as `decode`."""
     packed, codec = _entry(reader, name)
     y = codec.decode_tensor(packed, device) if isinstance(codec, ENEC) else None
     if y is None:
-        return as_torch(decode(reader, name)).to(device)
+        return as_torch(decode(reader, name, bases)).to(device)
     _check(tensor_digests(y), reader, name)
     return y
 
@@ -214,6 +314,32 @@ def _entry(reader: Reader, name: str) -> tuple[Packed, Codec]:
         return packed, make_codec(packed.header.codec)
     except UnknownCodec as error:
         raise NewerVersion(str(error)) from None
+
+
+def _base(reader: Reader, name: str, bases: Mapping[str, Array]) -> np.ndarray:
+    """Return the array of a base that an entry is the difference from.
+
+    Raises:
+        BaseError: there is none of its name.
+    """
+    if name not in bases:
+        what = "the base that is given has no such array" if bases else "a base is needed"
+        raise BaseError(f"{what}: {_needed(reader, name)}")
+    return as_numpy(bases[name])
+
+
+def _needed(reader: Reader, name: str) -> str:
+    checksum = reader.header(name).base
+    return f"{name!r} is packed as its difference from the array of {_named(reader)} with checksum {checksum}"
+
+
+def _named(reader: Reader) -> str:
+    """Return what a file says about its base, in words."""
+    return repr(reader.manifest.base) if reader.manifest.base else "a base in memory"
+
+
+def _alike(x: Array, base: Array) -> bool:
+    return dtype_name(dtype_of(x)) == dtype_name(dtype_of(base)) and tuple(x.shape) == tuple(base.shape)
 
 
 def _check(digests: list[int], reader: Reader, name: str) -> None:
@@ -260,6 +386,22 @@ def for_dtype(
     return bound, codec or codec_for(dtype, bound, level)
 
 
+def check_base(base: object, bound: Bound, codec: Codec | None) -> None:
+    """Check that arrays may be packed as differences from a base, where there is one.
+
+    Raises:
+        UsageError: the bound is lossy, or the codec packs no differences.
+    """
+    if base is None:
+        return
+    if not isinstance(bound, Lossless):
+        raise UsageError("a difference from a base is packed losslessly; leave out the bound, or the base")
+    if codec is not None and not (isinstance(codec, ENEC) and codec.mode != "paper"):
+        raise UsageError(
+            "only ENEC packs differences, in its modes 'fast' and 'ratio'; leave out the codec, or the base"
+        )
+
+
 def bound_applies(name: str, *, integers: bool) -> bool:
     """Return whether a lossy bound applies to arrays of dtype `name` in a collection."""
     return name in FLOATS or (integers and name in INTEGERS)
@@ -296,4 +438,5 @@ def _entry_report(packed: Packed) -> dict[str, Any]:
         "bound": header.bound,
         "decoded_bytes": header.num_bytes,
         "packed_bytes": packed.num_bytes,
+        "base": header.base,
     }

@@ -1,19 +1,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import trimtab as tt
-from bench import lossless, lossy, scaling, startup, transfer
+from bench import delta, lossless, lossy, scaling, startup, transfer
 from bench.contenders import attempt, trimtab_contender
 from bench.harness import Contender, Options
-from bench.tables import EACH_TENSOR, transfer_tables
+from bench.tables import EACH_TENSOR, delta_tables, transfer_tables
 from bench.weights import DTYPES, Weights, cast
 from trimtab.codecs import ENEC, SZ, Raw
 from trimtab.peers import SZ3, Encoded, Zstd
+from trimtab.peers.peer import words
 
 QUICK = {"quick": True, "num_rounds": 1}
 
@@ -117,6 +119,34 @@ def test_our_own_failure_is_not_hidden() -> None:
         attempt(ours, lambda decoded: False)
     with pytest.raises(ZeroDivisionError):
         attempt(Contender("ours", lambda: 1 // 0, lambda encoded: encoded))
+
+
+def test_delta_gives_every_contender_the_base(weights: Weights, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    tuned = {**weights, "w": weights["w"] + rng.normal(0, 1e-5, (80, 64)).astype(np.float32)}
+    tuned |= {"word_embeddings": weights["w"]}
+    base = {**weights, "word_embeddings": weights["w"]}
+    peers = (Zstd(), Liar(), Missing())
+    record = delta.run(delta.Pair(base, tuned), Options(name="delta", **QUICK), peers)
+    assert list(record.data)[:2] == ["tuned MiniLM bf16", "tuned MiniLM bf16 without embeddings"]
+    for subject, about in record.data.items():
+        ratios = {
+            key.split("/")[1]: m.value
+            for key, m in record.metrics.items()
+            if key.startswith(f"{subject}/") and key.endswith("/ratio")
+        }
+        assert set(ratios) == {delta.OURS, delta.RATIO, delta.ALONE, "XOR, zstd"}
+        assert ratios[delta.OURS] > 1.2 * ratios[delta.ALONE]
+        assert about["equal_elements"] >= 0.49 - 0.48 * subject.endswith("embeddings")
+        assert record.metrics[f"{subject}/XOR, zstd/decode_times"].value > 0
+        assert f"{subject}/{delta.RATIO}/file_ratio" in record.metrics
+    zstd = sum(Zstd().compress(words(x) ^ words(base[name])).num_bytes for name, x in tuned.items())
+    assert record.metrics["tuned MiniLM fp32/XOR, zstd/ratio"].value == pytest.approx(
+        sum(x.nbytes for x in tuned.values()) / zstd, rel=1e-5
+    )
+    assert record.encoding["failed"]["tuned MiniLM bf16/XOR, liar"] == "what it decodes is not within the bound"
+    assert "XOR, missing" in record.encoding["failed"]
+    assert "equal to the base's" in delta_tables(tt.Record.load(record.save(tmp_path / "delta.json")))
 
 
 def test_lossy_measures_error_against_the_bound() -> None:

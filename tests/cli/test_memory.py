@@ -37,14 +37,14 @@ def peak_bytes(*args: object) -> int:
     return peak
 
 
-def write(path: Path, num_arrays: int, num_elements: int, dtype: str = "float32") -> Path:
+def write(path: Path, num_arrays: int, num_elements: int, dtype: str = "float32", scale: float = 0.02) -> Path:
     """Write arrays as trained weights have them."""
     rng = np.random.default_rng(0)
     names = [f"layer.{i}" for i in range(num_arrays)]
     with create_target(path, {name: Spec(dtype, (num_elements // 1000, 1000)) for name in names}, {}) as target:
         for name in names:
             x = rng.standard_normal(num_elements, dtype=np.float32)
-            target.add(name, (0.02 * x).reshape(-1, 1000).astype(numpy_dtype(dtype), copy=False))
+            target.add(name, (scale * x).reshape(-1, 1000).astype(numpy_dtype(dtype), copy=False))
     return path
 
 
@@ -131,6 +131,20 @@ def test_one_large_array_of_short_floats(tmp_path, flags):
     source, packed = tmp_path / "a.safetensors", tmp_path / "a.tt"
     write(source, num_arrays=1, num_elements=210_000_000, dtype="bfloat16")
     assert peak_bytes("pack", source, packed, *flags) < 2 * 420_000_000 + 300 * 10**6
+
+
+@pytest.mark.slow
+def test_a_base_takes_room_for_one_array_more(tmp_path):
+    """And its difference, while both ways of packing are at hand."""
+    base = write(tmp_path / "base.safetensors", 10, 5_000_000)
+    tuned = write(tmp_path / "tuned.safetensors", 10, 5_000_000, scale=0.02001)
+    packed, back, packed_base = tmp_path / "a.tt", tmp_path / "b.safetensors", tmp_path / "base.tt"
+    assert peak_bytes("pack", base, packed_base) < 2 * 20_000_000 + 300 * 10**6
+    for given in (base, packed_base):
+        limit = 4 * 20_000_000 + 300 * 10**6
+        assert peak_bytes("pack", tuned, packed, "--base", given, "--force") < limit
+        assert peak_bytes("verify", packed, "--base", given, "--against", tuned) < limit
+        assert peak_bytes("unpack", packed, back, "--base", given, "--force") < limit
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):

@@ -24,7 +24,7 @@ from tests.samples import sample
 from trimtab import store
 from trimtab.bounds import PSNR, Abs, Bound, Lossless, PointwiseRel, Rel
 from trimtab.codecs import make_codec
-from trimtab.errors import BoundError, FormatError, ShapeError
+from trimtab.errors import BaseError, BoundError, FormatError, ShapeError
 from trimtab.files import Reader, to_bytes
 from trimtab.packed import Packed
 
@@ -55,7 +55,11 @@ def rough(name: str, size: int) -> np.ndarray:
     return x
 
 
-def subjects(codec_id: str, size: int) -> Iterator[tuple[str, Packed, str]]:
+Subject = tuple[str, Packed, str, np.ndarray | None]
+"""What it is, packed, its checksum, and the base that it is the difference from."""
+
+
+def subjects(codec_id: str, size: int) -> Iterator[Subject]:
     """Yield what the codec makes of each bound and dtype that it takes; what only differs in the bound is left out."""
     seen = set()
     for settings, bound in itertools.product(SETTINGS.get(codec_id, [{}]), BOUNDS):
@@ -69,7 +73,27 @@ def subjects(codec_id: str, size: int) -> Iterator[tuple[str, Packed, str]]:
             content = (name, *(data.tobytes() for data in packed.buffers.values()))
             if packed.header.codec["id"] == codec_id and content not in seen:
                 seen.add(content)
-                yield f"{settings} {bound} {name}", packed, checksum
+                yield f"{settings} {bound} {name}", packed, checksum, None
+    if codec_id == "enec":
+        yield from differences(size)
+
+
+def differences(size: int) -> Iterator[Subject]:
+    """Yield differences from a base: of floats as tokens, of other dtypes as planes, and some where little moved."""
+    rng = np.random.default_rng(11)
+    for name, share in itertools.product(LOSSLESS, (0.02, 1.0)):
+        base = rough(name, size)
+        bits = f"u{base.itemsize // 2 if base.dtype.kind == 'c' else base.itemsize}"
+        words = base.copy().view(bits)
+        moved = rng.random(words.size) < share
+        steps = rng.geometric(0.2, words.size) * rng.choice([-1, 1], words.size)
+        words[moved] += (steps % 2 if name == "bool" else steps)[moved].astype(bits)
+        if name == "bool":
+            words &= 1
+        x = words.view(base.dtype)
+        packed, checksum = store.encode(x, base=base)
+        if packed.header.base is not None:
+            yield f"{share} difference of {name}", packed, checksum, base
 
 
 def cuts(blob: bytes) -> Iterator[tuple[str, bytes]]:
@@ -126,9 +150,9 @@ def exchanges(packed: Packed, checksum: str) -> Iterator[tuple[str, bytes]]:
         yield f"leave out buffer {role}", to_bytes(dataclasses.replace(packed, buffers=rest), checksum)
 
 
-def grafts(packed: Packed, checksum: str, others: list[tuple[str, Packed, str]]) -> Iterator[tuple[str, bytes]]:
+def grafts(packed: Packed, checksum: str, others: list[Subject]) -> Iterator[tuple[str, bytes]]:
     """Give the buffers the header of another entry, or its params only: other layouts, dtypes and settings."""
-    for kind, other, _ in others:
+    for kind, other, *_ in others:
         params = msgspec.structs.replace(packed.header, params=other.header.params)
         yield f"params of {kind}", to_bytes(dataclasses.replace(packed, header=params), checksum)
         yield f"header of {kind}", to_bytes(dataclasses.replace(packed, header=other.header), checksum)
@@ -139,17 +163,18 @@ def changed(packed: Packed, checksum: str, buffers: dict[str, np.ndarray]) -> by
     return to_bytes(dataclasses.replace(packed, buffers={**packed.buffers, **buffers}), checksum)
 
 
-def elements(blob: bytes) -> list[bytes]:
+def elements(blob: bytes, base: np.ndarray | None) -> list[bytes]:
     reader = Reader(blob)
-    return [store.decode(reader, name).tobytes() for name in reader]
+    bases = {} if base is None else {"": base}
+    return [store.decode(reader, name, bases).tobytes() for name in reader]
 
 
-def fault(blob: bytes, truth: list[bytes]) -> str | None:
+def fault(blob: bytes, truth: list[bytes], base: np.ndarray | None = None) -> str | None:
     """Read a damaged file and return what is wrong with the outcome."""
     start = time.monotonic()
     try:
-        wrong = None if elements(blob) == truth else "wrong elements"
-    except FormatError:
+        wrong = None if elements(blob, base) == truth else "wrong elements"
+    except (FormatError, BaseError):  # a header that names another base
         wrong = None
     except Exception as error:  # noqa: BLE001 (whatever else comes out is the finding)
         wrong = repr(error)
@@ -157,31 +182,31 @@ def fault(blob: bytes, truth: list[bytes]) -> str | None:
     return wrong or (f"took {seconds:.1f} s" if seconds > SECONDS else None)
 
 
-def attacks(codec_id: str, num_flips: int, seed: int) -> Iterator[tuple[str, bytes, list[bytes]]]:
-    """Yield name, damaged file and true elements."""
+def attacks(codec_id: str, num_flips: int, seed: int) -> Iterator[tuple[str, bytes, list[bytes], np.ndarray | None]]:
+    """Yield name, damaged file, true elements and base."""
     rng = np.random.default_rng(seed)
     small = list(subjects(codec_id, SIZE))
     assert small, f"codec {codec_id} takes no array"
-    for kind, packed, checksum in small:
+    for kind, packed, checksum, base in small:
         blob = to_bytes(packed, checksum)
-        truth = elements(blob)
-        yield from ((f"{kind}: untouched", blob, truth),)
+        truth = elements(blob, base)
+        yield from ((f"{kind}: untouched", blob, truth, base),)
         for name, damaged in itertools.chain(
             cuts(blob), flips(blob, -(-num_flips // len(small)), rng), words(packed, checksum, rng),
             exchanges(packed, checksum), lies(blob), grafts(packed, checksum, small),
         ):  # fmt: skip
-            yield f"{kind}: {name}", damaged, truth
-    for kind, packed, checksum in subjects(codec_id, 600_001):  # several chunks: their tables are the aim
+            yield f"{kind}: {name}", damaged, truth, base
+    for kind, packed, checksum, base in subjects(codec_id, 600_001):  # several chunks: their tables are the aim
         if packed.header.dtype not in ("float32", "bfloat16"):
             continue
         blob = to_bytes(packed, checksum)
-        truth = elements(blob)
+        truth = elements(blob, base)
         for name, damaged in itertools.chain(
             itertools.islice(words(packed, checksum, rng), 0, None, 17),
             flips(blob, 30, rng),
             exchanges(packed, checksum),
         ):
-            yield f"large {kind}: {name}", damaged, truth
+            yield f"large {kind}: {name}", damaged, truth, base
 
 
 def main(codec_id: str, num_flips: int, seed: int, log: Path) -> None:
@@ -191,9 +216,9 @@ def main(codec_id: str, num_flips: int, seed: int, log: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
     count = 0
     with log.open("wb") as file:
-        for name, damaged, truth in attacks(codec_id, num_flips, seed):
+        for name, damaged, truth, base in attacks(codec_id, num_flips, seed):
             os.pwrite(file.fileno(), name.encode().ljust(4096), 0)
-            wrong = fault(damaged, truth)
+            wrong = fault(damaged, truth, base)
             if wrong:
                 print(f"{name} -> {wrong}")  # noqa: T201
             count += 1

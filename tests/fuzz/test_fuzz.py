@@ -75,7 +75,7 @@ def test_more_damaged_sources(suffix, tmp_path):
 )
 def test_faults_are_seen(decode, finding, monkeypatch):
     """A decoder that errs, or whose output nobody checks, is found by the first attacks."""
-    _, blob, truth = next(attacks.attacks("raw", 1, 1))
+    _, blob, truth, _ = next(attacks.attacks("raw", 1, 1))
     assert attacks.fault(blob, truth) is None
     monkeypatch.setattr(type(make_codec({"id": "raw"})), "decode", decode)
     monkeypatch.setattr(attacks.store, "checksum", lambda digests: attacks.Reader(blob).checksum(""))

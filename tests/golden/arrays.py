@@ -13,6 +13,7 @@ from trimtab.codecs import ENEC, SZ, Codec, Raw
 from trimtab.dtypes import FLOATS, INTEGERS, NAMES, numpy_dtype
 
 Case = tuple[np.ndarray, Bound, Codec]
+"""An array, and how it is packed; `base` has those arrays that some are differences from."""
 
 
 def noise(size: int, seed: int = 1) -> np.ndarray:
@@ -60,6 +61,26 @@ def enec() -> dict[str, Case]:
     arrays = {f"weights {name}": weights(name, 1100) for name in NAMES if name != "float8_e8m0fnu"}
     arrays |= {f"special {name}": with_specials(weights(name, 33, 37)) for name in FLOATS}
     arrays |= {"constant": np.full((600_001,), 3, np.int16), "block ends": weights("bfloat16", 4097)}
+    return {name: (x, Lossless(), ENEC()) for name, x in arrays.items()}
+
+
+def base() -> dict[str, np.ndarray]:
+    arrays = {f"moved {name}": weights(name, 1500) for name in NAMES}
+    arrays |= {f"special {name}": weights(name, 33, 37) for name in FLOATS}
+    return arrays | {"rows": weights("bfloat16", 40, 64), "pattern": weights("float32", 4096)}
+
+
+def enec_delta() -> dict[str, Case]:
+    arrays = {}
+    for name, x in base().items():
+        words = x.copy().reshape(-1).view(np.uint8 if x.dtype == bool else f"u{min(x.itemsize, 8)}")
+        some = noise(words.size, 3) // 100
+        arrays[name] = words ^ (some & 1) if x.dtype == bool else words + some.astype(words.dtype)
+        arrays[name] = arrays[name].astype(words.dtype).view(x.dtype).reshape(x.shape)
+    for name in FLOATS:
+        with_specials(arrays[f"special {name}"])
+    arrays["rows"][::2] = base()["rows"][::2]
+    arrays["pattern"].view(np.uint32)[...] = base()["pattern"].view(np.uint32) + (np.arange(4096) % 4 << 20)
     return {name: (x, Lossless(), ENEC()) for name, x in arrays.items()}
 
 
@@ -132,6 +153,7 @@ def sz_integers() -> dict[str, Case]:
 FILES: dict[str, Callable[[], dict[str, Case]]] = {
     "raw": raw,
     "enec": enec,
+    "enec-delta": enec_delta,
     "enec-paper": enec_paper,
     "sz": sz,
     "sz-fast": sz_fast,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import trimtab as tt
-from tests.golden.arrays import FILES
+from tests.golden.arrays import FILES, base
 from tests.golden.write import write
 from tests.samples import same_bits
 from trimtab.files import FORMAT_VERSION
@@ -29,7 +29,7 @@ def test_golden_files_are_decoded(path, backend):
     """Reading checks the checksum of the decoded bits; what was packed is computed anew."""
     cases = FILES[path.stem]()
     with tt.backend(backend):
-        tensors = tt.load(path)
+        tensors = tt.load(path, base=base())
         assert list(tensors) == list(cases)
         for name, (x, bound, _) in cases.items():
             if backend == "ref" and x.size > 100_000:

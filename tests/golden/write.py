@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.golden.arrays import FILES
+from tests.golden.arrays import FILES, base
 from trimtab import store
 from trimtab.files import FORMAT_VERSION, Writer
 
@@ -20,9 +20,10 @@ def write(folder: Path) -> list[Path]:
         path = folder / f"{name}.tt"
         if path.exists():
             continue
-        with Writer(path, metadata={"made by": "tests.golden.write"}) as writer:
+        bases = base() if name == "enec-delta" else {}
+        with Writer(path, metadata={"made by": "tests.golden.write"}, base="base.tt" if bases else "") as writer:
             for entry, (x, bound, codec) in cases().items():
-                writer.add(entry, *store.encode(x, bound, codec))
+                writer.add(entry, *store.encode(x, bound, codec, base=bases.get(entry)))
         written.append(path)
     return written
 

@@ -72,3 +72,34 @@ def test_damage_is_noticed_or_harmless():
         assert ref.decode_block(broken, 3, z) == status
         differing += status == 0 and not np.array_equal(y, tokens)
     assert differing < 40
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 1000, 4096, 9000])
+def test_activities_can_be_given(size):
+    rng = np.random.default_rng(size)
+    activities = rng.integers(0, 256, size).astype(np.uint8)
+    tokens = np.minimum(rng.geometric(1 / (1 + activities / 20)), ref.NUM_TOKENS - 1).astype(np.uint8)
+    thresholds = np.array([50, 100, 101, 255], np.uint8)
+    contexts = np.searchsorted(thresholds, activities, side="right").astype(np.uint8)
+    counts = np.zeros((5, 128), np.int64)
+    np.add.at(counts, (contexts, tokens), 1)
+    blocks = []
+    for twin, rows in ((ref, [[1, size]]), (numba, [[1, size]]), (numba, [[size // 4096, 4096], [1, size % 4096]])):
+        out = np.zeros(ref.max_block_size(size), np.uint8)
+        blocks.append(out[: twin.encode_mixed(tokens, contexts, np.array(rows), counts, thresholds, out)].copy())
+    assert np.array_equal(blocks[0], blocks[1])
+    assert np.array_equal(blocks[0], blocks[2])
+    for twin in (ref, numba):
+        y = np.full_like(tokens, 77)
+        assert twin.decode_given(blocks[0], activities, y) == 0
+        assert np.array_equal(tokens, y)
+    for _ in range(200 if size else 0):
+        broken = blocks[0].copy()
+        broken[rng.integers(broken.size)] ^= np.uint8(1 << rng.integers(8))
+        y, z = np.empty_like(tokens), np.empty_like(tokens)
+        status = numba.decode_given(broken, activities, y)
+        if size < 1000:
+            assert ref.decode_given(broken, activities, z) == status
+            assert status == -1 or np.array_equal(y, z)
+    for cut in range(0, blocks[0].size, 1 + blocks[0].size // 50):
+        assert numba.decode_given(blocks[0][:cut].copy(), activities, np.empty_like(tokens)) == -1

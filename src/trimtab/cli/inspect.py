@@ -29,6 +29,7 @@ def verb(path: Path, as_json: bool) -> None:
             "packed_bytes": packed_bytes,
             "ratio": ratio(header.num_bytes, packed_bytes),
             "checksum": reader.checksum(name),
+            **({"base": header.base} if header.base else {}),
         }
     array_bytes = sum(entry["array_bytes"] for entry in entries.values())
     if as_json:
@@ -39,6 +40,7 @@ def verb(path: Path, as_json: bool) -> None:
                 "array_bytes": array_bytes,
                 "packed_file_bytes": reader.num_bytes,
                 "ratio": ratio(array_bytes, reader.num_bytes),
+                **({"base": reader.manifest.base} if reader.manifest.base else {}),
                 "metadata": reader.metadata,
                 "arrays": entries,
             }
@@ -49,7 +51,7 @@ def verb(path: Path, as_json: bool) -> None:
             name,
             entry["dtype"],
             shape_text(entry["shape"]),
-            entry["codec"]["id"],
+            entry["codec"]["id"] + (" difference" if "base" in entry else ""),
             bound_text(entry["bound"]),
             size_text(entry["packed_bytes"]),
             f"{entry['ratio']:.3f}",
@@ -61,5 +63,9 @@ def verb(path: Path, as_json: bool) -> None:
         f"{count_text(len(rows), 'array')}, {size_text(array_bytes)} in {size_text(reader.num_bytes)}, "
         f"ratio {ratio(array_bytes, reader.num_bytes):.3f}, format version {reader.manifest.version}"
     )
+    differences = sum("base" in entry for entry in entries.values())
+    if differences:
+        base = repr(reader.manifest.base) if reader.manifest.base else "arrays in memory"
+        click.echo(f"{differences} of {count_text(len(rows), 'array')} are differences from those of {base}")
     for key, text in reader.metadata.items():
         click.echo(f"metadata {key}: {text if len(text) <= 200 else text[:200] + ' ...'}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import click
 from trimtab.errors import UsageError
 
 if TYPE_CHECKING:
+    from trimtab.arrays import Array
     from trimtab.bounds import Bound
     from trimtab.files import Reader
 
@@ -31,6 +32,9 @@ level_option = click.option(
 )
 tensors_only_option = click.option(
     "--tensors-only", is_flag=True, help="Leave out texts, objects and whatever else is not an array of numbers."
+)
+base_option = click.option(
+    "--base", type=PATH, metavar="BASE", help="The file that arrays are packed as differences from."
 )
 
 
@@ -119,6 +123,37 @@ def open_packed(path: Path) -> Reader:
         return Reader(path)
     except FormatError as error:
         raise type(error)(f"{path}: {error}") from None
+
+
+def open_base(path: Path | None) -> Mapping[str, Array]:
+    """Return the arrays of a base by name, read when they are asked for; none without a base.
+
+    Raises:
+        UsageError: the file is of a kind that a base cannot be, or was packed against a base itself.
+        FormatError: it is damaged.
+    """
+    from trimtab import store
+    from trimtab.errors import FormatError
+    from trimtab.sources import sniff
+
+    if path is None:
+        return {}
+    if (kind := sniff(path)) not in ("packed", "safetensors"):
+        raise UsageError(
+            f"{path} is of kind {kind}; a base is a safetensors or packed file: 'trimtab pack {path} BASE.tt' makes one"
+        )
+    try:
+        return store.open_base(path)
+    except FormatError as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def release(bases: Mapping[str, Array]) -> None:
+    """Let the system take back the memory of a base's pages read so far."""
+    from trimtab.store import Tensors
+
+    if isinstance(bases, Tensors):
+        bases.reader.release()
 
 
 def file_size(path: Path) -> int:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     help="Without it, enec where nothing may be lost, else sz.",
 )
 @options.level_option
+@options.base_option
 @click.option("--integers", is_flag=True, help="Let the bound apply to integer arrays (images, counts), too.")
 @options.tensors_only_option
 @options.force_option
@@ -45,6 +46,7 @@ def verb(
     target_ratio: float | None,
     codec: str | None,
     level: Level | None,
+    base: Path | None,
     integers: bool,
     tensors_only: bool,
     force: bool,
@@ -59,11 +61,14 @@ def verb(
     applies to real floating-point arrays, with --integers to those of integers too, and is verified; all other arrays
     are kept exactly. OUT (by custom .tt) appears only when it is complete. Exits with 1 if a target ratio cannot be
     reached.
+
+    With --base, a safetensors or packed file such as the checkpoint that IN was tuned from, the differences from the
+    arrays of the same names, dtypes and shapes are packed where they are smaller. unpack and verify need that file too.
     """
     from trimtab.bounds import Lossless
     from trimtab.errors import UsageError
     from trimtab.sources import open_source
-    from trimtab.store import bound_applies, codec_named
+    from trimtab.store import bound_applies, check_base, codec_named
 
     bound = _bound(chosen, target_ratio)
     lossless = isinstance(bound, Lossless) and target_ratio is None
@@ -75,6 +80,10 @@ def verb(
         raise UsageError(f"--codec {codec} loses nothing, so there is no bound to choose for --target-ratio")
     if codec == "raw" and level:
         raise UsageError(f"--codec raw stores arrays as they are; leave out --level {level}")
+    made = codec_named(codec, level) if codec else None
+    if base is not None and not lossless:
+        raise UsageError("--base packs differences losslessly; leave out the bound, or --base")
+    check_base(base, bound, made)
     begun = time.perf_counter()
     with open_source(source, tensors_only=tensors_only) as arrays, options.chosen_threads(threads):
         options.check_output(out, source, force=force)
@@ -91,11 +100,10 @@ def verb(
             if exact and not lossless:
                 what = bound_text(bound) if target_ratio is None else "the chosen bound"
                 say(f"{what} does not apply to {names(exact)}; kept exactly")
-        made = codec_named(codec, level) if codec else None
-        packing = Packing(arrays, made, None if made else level, integers, quiet)
-        choice = None
+        packing = Packing(arrays, made, None if made else level, integers, quiet, base, options.open_base(base))
+        choice, num_differences = None, 0
         if target_ratio is None:
-            packing.write(out, bound)
+            num_differences = packing.write(out, bound)
         else:
             choice = reach(packing, out, target_ratio)
             bound = choice.value
@@ -109,6 +117,7 @@ def verb(
                 "out": str(out),
                 "kind": arrays.kind,
                 "bound": bound,
+                **({"base": str(base), "num_differences": num_differences} if base else {}),
                 "num_arrays": num_arrays,
                 "left_out": arrays.left_out,
                 "not_kept": arrays.not_kept,
@@ -123,6 +132,8 @@ def verb(
     elif not quiet:
         if choice:
             say(f"{bound_text(bound)} is the smallest bound found that reaches ratio {target_ratio:g}")
+        if base:
+            say(f"{num_differences} of {count_text(num_arrays, 'array')} packed as differences from {base}")
         click.echo(
             f"{out}: {count_text(num_arrays, 'array')}, {size_text(num_bytes)} -> "
             f"{size_text(packed_bytes)}, ratio {ratio(num_bytes, packed_bytes):.3f}, {bound_text(bound)}, "

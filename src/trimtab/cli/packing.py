@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab.cli import options
 from trimtab.cli.output import names, progress, ratio, size_text
 
 if TYPE_CHECKING:
+    from trimtab.arrays import Array
     from trimtab.bounds import Bound
     from trimtab.codecs import Codec
     from trimtab.sources import Source
@@ -26,39 +28,47 @@ class Packing:
     level: Level | None
     integers: bool
     quiet: bool
+    base: Path | None = None
+    bases: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the arrays."""
         return sum(spec.num_bytes for spec in self.arrays.specs.values())
 
-    def encode(self, x: Any, bound: Bound) -> tuple[Any, str]:
+    def encode(self, x: Any, bound: Bound, base: Array | None = None) -> tuple[Any, str]:
         """Return an array packed, losslessly where no bound applies, and its checksum."""
         from trimtab.store import encode, for_dtype
 
-        return encode(x, *for_dtype(x.dtype, bound, self.codec, self.level, integers=self.integers))
+        return encode(x, *for_dtype(x.dtype, bound, self.codec, self.level, integers=self.integers), base=base)
 
-    def write(self, path: Path, bound: Bound) -> None:
-        """Pack all arrays into a file.
+    def write(self, path: Path, bound: Bound) -> int:
+        """Pack all arrays into a file, and return how many were packed as differences from those of the base.
 
         Raises:
             ShapeError: the codec does not take an array.
         """
         from trimtab.errors import ShapeError
         from trimtab.files import Writer
+        from trimtab.store import base_name
 
+        num_differences = 0
         with (
-            Writer(path, metadata=self.arrays.metadata) as writer,
+            Writer(path, metadata=self.arrays.metadata, base=base_name(self.base)) as writer,
             progress("packing", self.num_bytes, quiet=self.quiet) as advance,
         ):
             for name, spec in self.arrays.specs.items():
                 x = self.arrays.read(name)
                 try:
-                    writer.add(name, *self.encode(x, bound))
+                    packed, checksum = self.encode(x, bound, self.bases.get(name))
                 except ShapeError as error:
                     raise ShapeError(f"{self.arrays.path}: {name!r}: {error}") from None
-                del x  # before the next one is read
+                writer.add(name, packed, checksum)
+                num_differences += packed.header.base is not None
+                options.release(self.bases)
+                del x, packed  # before the next one is read
                 advance(spec.num_bytes)
+        return num_differences
 
 
 def reach(packing: Packing, out: Path, target_ratio: float) -> Choice:

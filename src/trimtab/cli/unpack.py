@@ -15,6 +15,7 @@ from trimtab.cli.output import count_text, print_json, progress, say, size_text
 @click.argument("source", metavar="IN", type=options.PATH)
 @click.argument("out", metavar="OUT", type=options.PATH)
 @click.option("--entry", "entries", metavar="NAME", multiple=True, help="Take only this array; may be given again.")
+@options.base_option
 @options.force_option
 @options.threads_option
 @options.quiet_option
@@ -23,6 +24,7 @@ def verb(
     source: Path,
     out: Path,
     entries: tuple[str, ...],
+    base: Path | None,
     force: bool,
     threads: int | None,
     quiet: bool,
@@ -31,9 +33,9 @@ def verb(
     """Unpack the arrays of IN into OUT, whose suffix says what is written.
 
     .npy (one array), .npz, .safetensors, .pt or .pth, .h5, .hdf5, .nc or .nc4, or a folder .zarr. The checksum of
-    every array is checked. OUT appears only when it is complete.
+    every array is checked. OUT appears only when it is complete. What was packed with --base needs the same BASE.
     """
-    from trimtab.errors import FormatError, UsageError
+    from trimtab.errors import BaseError, FormatError, UsageError
     from trimtab.sources import Spec, create_target
     from trimtab.store import decode
 
@@ -49,16 +51,18 @@ def verb(
         headers = {name: reader.header(name) for name in (dict.fromkeys(entries) if entries else reader)}
         specs = {name: Spec(header.dtype, header.shape) for name, header in headers.items()}
         num_bytes = sum(header.num_bytes for header in headers.values())
+        bases = options.open_base(base)
         target = create_target(out, specs, reader.metadata)
         if reader.metadata and not target.keeps_metadata and not quiet:
             say(f"not kept: the metadata ({', '.join(reader.metadata)}); {target.kind} files have no place for it")
         with target, progress("unpacking", num_bytes, quiet=quiet) as advance:
             for name in target.order:
                 try:
-                    target.add(name, decode(reader, name))
-                except FormatError as error:
+                    target.add(name, decode(reader, name, bases))
+                except (BaseError, FormatError) as error:
                     raise type(error)(f"{source}: {name!r}: {error}") from None
                 reader.release()
+                options.release(bases)
                 advance(specs[name].num_bytes)
     seconds = time.perf_counter() - begun
     if as_json:

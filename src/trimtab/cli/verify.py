@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from trimtab.cli.output import bound_text, print_json, print_table, progress
 if TYPE_CHECKING:
     import numpy as np
 
+    from trimtab.arrays import Array
     from trimtab.bounds import Bound
     from trimtab.files import Reader
     from trimtab.sources import Source
@@ -22,15 +24,24 @@ if TYPE_CHECKING:
 @click.command("verify")
 @click.argument("path", metavar="FILE", type=options.PATH)
 @click.option("--against", type=options.PATH, metavar="ORIGINAL", help="The file that was packed.")
+@options.base_option
 @options.tensors_only_option
 @options.threads_option
 @options.quiet_option
 @options.json_option
-def verb(path: Path, against: Path | None, tensors_only: bool, threads: int | None, quiet: bool, as_json: bool) -> int:
+def verb(
+    path: Path,
+    against: Path | None,
+    base: Path | None,
+    tensors_only: bool,
+    threads: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> int:
     """Decode every array of FILE and check its checksum; exit with 1 if anything is wrong.
 
     With --against, also check that names, dtypes and shapes are those of ORIGINAL, and that every element is within
-    its bound.
+    its bound. What was packed with --base needs the same BASE.
     """
     from trimtab.errors import FormatError, NewerVersion
     from trimtab.sources import open_source
@@ -39,6 +50,7 @@ def verb(path: Path, against: Path | None, tensors_only: bool, threads: int | No
     failures: list[str] = []
     with ExitStack() as stack:
         stack.enter_context(options.chosen_threads(threads))
+        bases = options.open_base(base)
         original = stack.enter_context(open_source(against, tensors_only=tensors_only)) if against else None
         try:
             reader = options.open_packed(path)
@@ -54,7 +66,7 @@ def verb(path: Path, against: Path | None, tensors_only: bool, threads: int | No
             num_bytes = sum(reader.header(name).num_bytes for name in reader)
             advance = stack.enter_context(progress("verifying", num_bytes, quiet=quiet))
             for name in reader:
-                checked = _check(reader, name, original)
+                checked = _check(reader, name, original, bases)
                 arrays.append(checked)
                 failures += [f"{name!r}: {checked['failure']}"] if checked["failure"] else []
                 advance(reader.header(name).num_bytes)
@@ -62,7 +74,7 @@ def verb(path: Path, against: Path | None, tensors_only: bool, threads: int | No
     return 1 if failures else 0
 
 
-def _check(reader: Reader, name: str, original: Source | None) -> dict[str, Any]:
+def _check(reader: Reader, name: str, original: Source | None, bases: Mapping[str, Array]) -> dict[str, Any]:
     """Return what was found out about one array; ``failure`` is None if all is well."""
     from trimtab.errors import FormatError
     from trimtab.sources import Spec
@@ -71,10 +83,11 @@ def _check(reader: Reader, name: str, original: Source | None) -> dict[str, Any]
     header = reader.header(name)
     checked: dict[str, Any] = {"name": name, "bound": header.bound, "failure": None}
     try:
-        y = decode(reader, name)
+        y = decode(reader, name, bases)
     except FormatError as error:
         return {**checked, "failure": str(error)}
     reader.release()  # room for the original
+    options.release(bases)
     if original is None:
         return checked
     if name not in original.specs:

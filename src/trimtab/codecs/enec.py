@@ -28,8 +28,9 @@ Differences of mode "paper":
 
 The entry
 =========
-`params.layout` names one of three layouts. N is the number of elements in C order; numbers are little-endian; a complex
-number counts as its two parts. Small arrays, and those that would not shrink, are stored by codec "raw".
+`params.layout` names one of the layouts below, or "delta", which `trimtab.codecs.enec_delta` describes. N is the number
+of elements in C order; numbers are little-endian; a complex number counts as its two parts. Small arrays, and those
+that would not shrink, are stored by codec "raw".
 
 "escape", only bfloat16 (`trimtab.kernels.bitplanes` defines codes, blocks, planes and the order of escapes).
 params: ``base``, ``width`` w and ``next_width`` v, both 2 to 4. Chunks are 2**18 elements, the last one shorter.
@@ -67,7 +68,7 @@ params: ``base`` and ``span``. Chunks are 2**18 elements, the last one shorter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import msgspec
@@ -76,6 +77,7 @@ import numpy as np
 from trimtab.arrays import Array, as_numpy
 from trimtab.bounds import Bound, Lossless
 from trimtab.codecs.codec import describe
+from trimtab.codecs.enec_delta import DeltaParams, delta_decoder, encode_delta
 from trimtab.codecs.enec_device import decode_escape_tensor, encode_escape_tensor
 from trimtab.codecs.enec_escape import CHUNK, EscapeParams, encode_escape, escape_decoder
 from trimtab.codecs.enec_halving import (
@@ -98,8 +100,9 @@ from trimtab.codecs.enec_planes import (
 )
 from trimtab.codecs.raw import Raw
 from trimtab.dtypes import dtype_name, numpy_dtype
-from trimtab.errors import Corrupt, UsageError
-from trimtab.packed import Header, Packed
+from trimtab.errors import BaseError, Corrupt, UsageError
+from trimtab.files import checksum
+from trimtab.packed import Header, Packed, digest
 
 if TYPE_CHECKING:
     import torch
@@ -108,6 +111,7 @@ __all__ = ["ENEC", "HalvingParams", "published_bits", "search_params", "unmasked
 
 _SMALL = {"fast": 1024, "ratio": 256, "paper": 1024}  # elements below which coding is not worth its time and tables
 _OVERHEAD = 64  # bytes by which the header of an entry outgrows that of a raw one, about
+_SURE = 16  # a difference that is so many times smaller than the array is taken unseen of other ways
 
 
 _LAYOUTS: dict[str, type[EscapeParams | LeadingParams | PlaneParams | HalvingParams]] = {
@@ -175,7 +179,7 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             name = dtype_name(x.dtype)
             if name in MANTISSA_BITS and x.size >= _SMALL[self.mode]:
                 names.add(name)
-                counts += exponent_counts(_flat(x, name))
+                counts += exponent_counts(_flat(x, numpy_dtype(name)))
         if not names:
             raise UsageError(f"none of the arrays is of {', '.join(MANTISSA_BITS)} and {_SMALL[self.mode]} elements")
         if "float16" in names and len(names) > 1:
@@ -195,7 +199,7 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             check_published(name)
         if x.size < _SMALL[self.mode]:
             return Raw().encode(x, bound)
-        flat = _flat(x, name)
+        flat = _flat(x, numpy_dtype(name))
         thorough = self.mode == "ratio"
         encoded = None
         if self.mode == "paper":
@@ -218,6 +222,8 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             Corrupt: params or buffers contradict each other.
             ShapeError: `out` does not fit.
         """
+        if packed.header.base is not None:
+            raise BaseError(f"this is the difference from an array with checksum {packed.header.base}; give that base")
         layout = packed.header.params.get("layout")
         if not isinstance(layout, str) or layout not in _LAYOUTS:
             raise Corrupt(f"unknown layout {layout!r} at $.params.layout; expected one of {', '.join(_LAYOUTS)}")
@@ -231,12 +237,58 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         else:
             decode = planes_decoder(packed, params)
         y = packed.output(out)  # made only now that the buffers are known to fit the shape
-        flat = y.reshape(-1)
-        target = flat if flat.flags.aligned else np.empty_like(flat)
-        decode(target)
-        if target is not flat:
-            flat[...] = target
+        _fill(y, decode)
         return y
+
+    def encode_difference(self, x: np.ndarray, base: np.ndarray) -> Packed:
+        """Pack the difference of `x` from `base`, of the same dtype and shape; `x` alone where that is smaller.
+
+        Raises:
+            ShapeError: arrays of this dtype cannot be stored.
+        """
+        dtype = numpy_dtype(dtype_name(x.dtype))
+        params, buffers = None, {}
+        num_bytes = x.nbytes
+        if x.size:
+            params, buffers = encode_delta(_flat(x, dtype), _flat(base, dtype), self.mode == "ratio")
+            num_bytes = sum(buffer.size for buffer in buffers.values()) + 2 * _OVERHEAD
+        if params is None or _SURE * num_bytes > x.nbytes:
+            alone = self.encode(x)
+            if params is None or alone.num_bytes <= num_bytes:
+                return alone
+        header = Header(
+            codec=describe(self),
+            bound=Lossless(),
+            dtype=dtype.name,
+            shape=x.shape,
+            params=msgspec.to_builtins(params),
+            base=self.base_checksum(base),
+        )
+        return Packed(header, buffers)
+
+    def decode_difference(self, packed: Packed, base: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+        """Return the array that `encode_difference` packed; `base` is the same again.
+
+        Raises:
+            BaseError: it is another base, or this is not a difference.
+            Corrupt: params or buffers contradict each other.
+            ShapeError: `out` does not fit.
+        """
+        header = packed.header
+        packed.params(DeltaParams)
+        dtype = numpy_dtype(header.dtype)
+        if dtype_name(base.dtype) != header.dtype or base.shape != header.shape:
+            raise BaseError(f"it is {base.dtype} {list(base.shape)}, expected {dtype} {list(header.shape)}")
+        if (found := self.base_checksum(base)) != header.base:
+            raise BaseError(f"it has checksum {found}, expected {header.base}")
+        decode = delta_decoder(packed)
+        y = packed.output(out)
+        _fill(y, lambda target: decode(target, _flat(base, dtype)))
+        return y
+
+    def base_checksum(self, base: np.ndarray) -> str:
+        """Return the checksum of a base, in hex."""
+        return checksum([digest(piece) for piece in self.pieces(_flat(base, base.dtype.newbyteorder("<")))])
 
     def encode_tensor(self, x: torch.Tensor, bound: Bound = Lossless()) -> Packed | None:
         """Pack a bfloat16 tensor on its device into what `encode` returns, or return None where that is for the host.
@@ -276,7 +328,16 @@ class ENEC(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return [flat[start : start + CHUNK] for start in range(0, max(flat.size, 1), CHUNK)]
 
 
-def _flat(x: np.ndarray, name: str) -> np.ndarray:
-    """Return the elements in C order, aligned and in this machine's byte order."""
-    flat = np.ascontiguousarray(x, numpy_dtype(name)).reshape(-1)
+def _flat(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return the elements in C order, contiguous and aligned, in the byte order of `dtype`."""
+    flat = np.ascontiguousarray(x, dtype).reshape(-1)
     return flat if flat.flags.aligned else flat.copy()
+
+
+def _fill(y: np.ndarray, decode: Callable[[np.ndarray], None]) -> None:
+    """Let `decode` fill the flat, aligned elements of a C-contiguous array."""
+    flat = y.reshape(-1)
+    target = flat if flat.flags.aligned else np.empty_like(flat)
+    decode(target)
+    if target is not flat:
+        flat[...] = target

@@ -20,6 +20,7 @@ __all__ = [
     "NUM_TOKENS",
     "TABLE_BITS",
     "decode_block",
+    "decode_given",
     "encode_block",
     "encode_mixed",
     "max_block_size",
@@ -484,6 +485,58 @@ def decode_block(block, back, tokens):
             states[k - whole] = state
             at_bit += entry & u64(255)
             tokens[r, k] = u8(entry >> u64(8))
+    for k in range(8):
+        if states[k] != u64(0):
+            return -1
+    return 0 if block.size == max(np.int64((at_bit + u64(7)) >> u64(3)), (start >> 3) + 8) else -1
+
+
+@kernel(types.int64(_BYTES, _BYTES, types.uint8[::1]))
+def decode_given(block, activities, tokens):
+    num_contexts = np.int64(block[0]) if block.size > 0 else 0
+    if num_contexts < 1 or num_contexts > _CONTEXTS:
+        return -1
+    table, states = np.empty(num_contexts * _SIZE, np.uint32), np.empty(8, np.uint64)
+    start = read_tables(block, _CONTEXTS, table, states)
+    if start < 0:
+        return -1
+    bases = np.zeros(256, np.uint16)  # where the tables of an activity's context begin
+    for s in range(256):
+        for c in range(1, num_contexts):
+            bases[s] += np.uint16(_SIZE if s >= block[c] else 0)
+    base, limit, at_bit = types.uintp(block.ctypes.data), u64(block.size - 8), u64(start)
+    address, whole = types.uintp(tokens.ctypes.data), tokens.size // 8 * 8
+    s0, s1, s2, s3 = states[0], states[1], states[2], states[3]
+    s4, s5, s6, s7 = states[4], states[5], states[6], states[7]
+    for g in range(0, whole, 8):
+        a = activities[g : g + 8]
+        at = min(at_bit >> u64(3), limit)
+        bits = load64(base + at) >> ((at_bit - (at << u64(3))) & u64(63))
+        s0, e0, bits = _get(s0, bases[a[0]], table, bits)
+        s1, e1, bits = _get(s1, bases[a[1]], table, bits)
+        s2, e2, bits = _get(s2, bases[a[2]], table, bits)
+        s3, e3, bits = _get(s3, bases[a[3]], table, bits)
+        at_bit += (e0 + e1 + e2 + e3) & u64(255)
+        at = min(at_bit >> u64(3), limit)
+        bits = load64(base + at) >> ((at_bit - (at << u64(3))) & u64(63))
+        s4, e4, bits = _get(s4, bases[a[4]], table, bits)
+        s5, e5, bits = _get(s5, bases[a[5]], table, bits)
+        s6, e6, bits = _get(s6, bases[a[6]], table, bits)
+        s7, e7, bits = _get(s7, bases[a[7]], table, bits)
+        at_bit += (e4 + e5 + e6 + e7) & u64(255)
+        byte = u64(0xFF00)
+        low = (e0 & byte) >> u64(8) | (e1 & byte) | (e2 & byte) << u64(8) | (e3 & byte) << u64(16)
+        high = (e4 & byte) << u64(24) | (e5 & byte) << u64(32) | (e6 & byte) << u64(40) | (e7 & byte) << u64(48)
+        store64(address + types.uintp(g), low | high)
+    states[0], states[1], states[2], states[3] = s0, s1, s2, s3
+    states[4], states[5], states[6], states[7] = s4, s5, s6, s7
+    for k in range(whole, tokens.size):
+        at = min(at_bit >> u64(3), limit)
+        bits = load64(base + at) >> ((at_bit - (at << u64(3))) & u64(63))
+        state, entry, bits = _get(states[k - whole], bases[activities[k]], table, bits)
+        states[k - whole] = state
+        at_bit += entry & u64(255)
+        tokens[k] = u8(entry >> u64(8))
     for k in range(8):
         if states[k] != u64(0):
             return -1

@@ -22,12 +22,13 @@ the w for which 2048 <= n << w < 4096. After the last token all states are 0. Sl
 ascending order, each share on the next places of the walk ``i -> (i + 1283) % 2048`` from 0.
 
 Where a payload says that contexts come from elsewhere, the block is the same, but for the meaning of the thresholds and
-for the number of contexts, and rows may differ in length.
+for the number of contexts, and rows may differ in length. Where it says that activities do, all else is the same.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -108,12 +109,35 @@ def decode_block(block: np.ndarray, back: int, tokens: np.ndarray) -> int:
     start = read_tables(block, MAX_CONTEXTS, table, states)
     if start < 0:
         return -1
-    thresholds = block[1 : block[0]]
+    return _decode_rows(block, start, table, states, tokens, lambda r: _activities(tokens, r, back))
+
+
+def decode_given(block: np.ndarray, activities: np.ndarray, tokens: np.ndarray) -> int:
+    """Fill `tokens` (uint8, flat) from a block of one row whose activities (uint8) are given, not those of its tokens.
+
+    Returns 0, or -1 if the block is corrupt.
+    """
+    table, states = np.empty(MAX_CONTEXTS * _SIZE, np.uint32), np.empty(8, np.uint64)
+    start = read_tables(block, MAX_CONTEXTS, table, states)
+    if start < 0:
+        return -1
+    return _decode_rows(block, start, table, states, tokens.reshape(1, -1), lambda _: activities)
+
+
+def _decode_rows(
+    block: np.ndarray,
+    start: int,
+    table: np.ndarray,
+    states: np.ndarray,
+    tokens: np.ndarray,
+    activities: Callable[[int], np.ndarray],
+) -> int:
+    """Fill `tokens` from the stream that begins at bit `start`; `activities` returns those of a row when it is due."""
     bits = "".join(map(str, np.unpackbits(block, bitorder="little"))) + "0" * TABLE_BITS
     at, state = start, states.astype(int).tolist()
     for r in range(len(tokens)):
         # a threshold is reached or not on its own: hostile ones may be out of order
-        contexts = (_activities(tokens, r, back)[:, None] >= thresholds).sum(axis=1)
+        contexts = (activities(r)[:, None] >= block[1 : block[0]]).sum(axis=1)
         for k, c in enumerate(contexts):
             entry = int(table[c * _SIZE + state[k % 8]])
             width = entry & 255
