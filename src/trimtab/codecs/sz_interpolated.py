@@ -22,7 +22,7 @@ import struct
 import numpy as np
 
 from trimtab import kernels
-from trimtab.codecs.interpolation import Interpolation, Target, applies
+from trimtab.codecs.interpolation import Interpolation, Prior, Target, applies
 from trimtab.codecs.pyramid import Point
 from trimtab.codecs.sections import deflate, inflate
 from trimtab.codecs.tiling import Tile
@@ -38,13 +38,19 @@ _ATTEMPTS = 3
 
 
 def encode_interpolated(
-    tile: Tile, dtype: np.dtype, flat: np.ndarray, step: float, limit: float, most: float
+    tile: Tile,
+    dtype: np.dtype,
+    flat: np.ndarray,
+    step: float,
+    limit: float,
+    most: float,
+    prior: Prior | None = None,
 ) -> tuple[np.ndarray, int] | None:
     """Return the payload (uint8) and the digest of what it decodes to; None if too many elements miss the limit.
 
     The squared errors sum to at most `most`: the step is changed until they do, and nearly so where `most` is finite.
     """
-    extents = _extents(tile)
+    extents = three_axes(tile)
     if tile.lane != 1 or not applies(extents):
         return None
     exact = np.ascontiguousarray(tile.view(flat))
@@ -53,7 +59,7 @@ def encode_interpolated(
     for _ in range(_ATTEMPTS if most < math.inf else 1):
         if not 0 < step < math.inf:
             break
-        body, y = Interpolation(extents, step, dtype).encode(x, 2 * limit <= step)
+        body, y = Interpolation(extents, step, dtype).encode(x, 2 * limit <= step, prior)
         with np.errstate(over="ignore"):
             y = y.reshape(-1).astype(flat.dtype, copy=False)
         outliers = _misses(exact.reshape(-1), y, limit, dtype)
@@ -75,13 +81,15 @@ def encode_interpolated(
     return found
 
 
-def decode_interpolated(payload: np.ndarray, tile: Tile, dtype: np.dtype, flat: np.ndarray) -> None:
+def decode_interpolated(
+    payload: np.ndarray, tile: Tile, dtype: np.dtype, flat: np.ndarray, prior: Prior | None = None
+) -> None:
     """Write the tile's elements into `flat`, the whole array in C order.
 
     Raises:
         Corrupt: the payload contradicts itself.
     """
-    if tile.lane != 1 or not applies(_extents(tile)):
+    if tile.lane != 1 or not applies(three_axes(tile)):
         raise Corrupt(f"a tile of extents {tile.extents} and lane {tile.lane} is never interpolated")
     if payload.size < _HEAD.size:
         raise Corrupt(f"an interpolated tile of {payload.size} bytes has no room for its head of {_HEAD.size}")
@@ -93,12 +101,12 @@ def decode_interpolated(payload: np.ndarray, tile: Tile, dtype: np.dtype, flat: 
         )
     ends = np.cumsum([_HEAD.size, *lengths])
     body, gaps, values = (payload[a:b] for a, b in itertools.pairwise(ends))
-    interpolation = Interpolation(_extents(tile), step, dtype)
+    interpolation = Interpolation(three_axes(tile), step, dtype)
     if flat.dtype == dtype:
-        interpolation.decode(body, _target(tile, flat))
+        interpolation.decode(body, _target(tile, flat), prior)
     else:
-        y = np.empty(_extents(tile), dtype)
-        interpolation.decode(body, Target.whole(y))
+        y = np.empty(three_axes(tile), dtype)
+        interpolation.decode(body, Target.whole(y), prior)
         with np.errstate(over="ignore"):
             tile.view(flat)[...] = y.reshape(tile.extents).astype(flat.dtype)
     positions = inflate(gaps, "<u4", num_outliers).astype(np.int64).cumsum()
@@ -115,7 +123,8 @@ def _target(tile: Tile, flat: np.ndarray) -> Target:
     return Target(flat, int(np.array(starts) @ strides), strides)
 
 
-def _extents(tile: Tile) -> Point:
+def three_axes(tile: Tile) -> Point:
+    """Return the lengths of a tile's axes, with leading ones of 1."""
     a, b, c = (1,) * (3 - len(tile.extents)) + tile.extents
     return a, b, c
 

@@ -11,7 +11,7 @@ from trimtab.kernels.regression.ref import ONE
 
 __all__ = ["ONE", "decode", "encode"]
 
-_GRID = types.Array(types.int32, 4, "C", readonly=True)
+_MASK = types.Array(types.uint8, 3, "C", readonly=True)
 _WEIGHTS = types.Array(types.int32, 3, "C", readonly=True)
 i32, i64 = np.int32, np.int64
 _inline = numba.njit(forceinline=True, boundscheck=False, error_model="numpy")
@@ -32,15 +32,18 @@ def _predict(grid, weights, a, b, c, total):
                 total[i] += dot
 
 
-@kernel(types.void(_GRID, _WEIGHTS, types.int32[:, :, :, ::1]))
-def encode(grid, weights, residual):
+@kernel(types.void(types.int32[:, :, :, ::1], _MASK, _WEIGHTS, types.int32[:, :, :, ::1]))
+def encode(grid, known, weights, residual):
     total = np.empty(grid.shape[3], np.int64)
     for a in range(grid.shape[0]):
         for b in range(grid.shape[1]):
             for c in range(grid.shape[2]):
                 _predict(grid, weights, a, b, c, total)
                 for i in range(total.size):
-                    residual[a, b, c, i] = i32(grid[a, b, c, i] - (total[i] >> 7))
+                    prediction = i32(total[i] >> 7)
+                    if not known[a, b, c]:
+                        grid[a, b, c, i] = prediction
+                    residual[a, b, c, i] = i32(grid[a, b, c, i] - prediction)
 
 
 @kernel(types.void(types.int32[:, :, :, ::1], _WEIGHTS))
@@ -51,4 +54,4 @@ def decode(grid, weights):
             for c in range(grid.shape[2]):
                 _predict(grid, weights, a, b, c, total)
                 for i in range(total.size):
-                    grid[a, b, c, i] = i32(grid[a, b, c, i] + (total[i] >> 7))
+                    grid[a, b, c, i] = i32(grid[a, b, c, i] + i32(total[i] >> 7))
