@@ -48,7 +48,7 @@ from trimtab.codecs.enec import ENEC
 from trimtab.codecs.sz import SZ
 from trimtab.codecs.sz_plan import Params as BaseParams
 from trimtab.codecs.sz_tile import WORKING_DTYPES, TileCoder, widened
-from trimtab.codecs.tiling import Fold
+from trimtab.codecs.tiling import Fold, Tile
 from trimtab.dtypes import FLOATS
 from trimtab.errors import BackendUnavailable, Corrupt, FormatError, UsageError
 from trimtab.files import Reader, Writer, checksum
@@ -141,6 +141,11 @@ class AESZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 f"AESZ.fit trains with PyTorch ({error}); install trimtab[torch]. Packing and unpacking need none"
             ) from None
         encoder, decoder = train(fields, shape, num_steps=num_steps, seed=seed, quiet=quiet)
+        return cls.of(encoder, decoder, weights=weights, choice=choice)
+
+    @classmethod
+    def of(cls, encoder: Encoder, decoder: Decoder, *, weights: Weights = "inline", choice: Choice = "bits") -> Self:
+        """Return the codec of a network in whole numbers; the process knows the model from then on."""
         _models[decoder.name] = _Model(decoder, encoder)
         return cls(model=decoder.name, weights=weights, choice=choice)
 
@@ -167,8 +172,7 @@ class AESZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         decoder, encoder = Decoder.from_bytes(halves[0]), Encoder.from_bytes(halves[1])
         if decoder.architecture != encoder.architecture:
             raise Corrupt(f"{path}: decoder and encoder are not of one model")
-        _models[decoder.name] = _Model(decoder, encoder)
-        return cls(model=decoder.name, weights=weights, choice=choice)
+        return cls.of(encoder, decoder, weights=weights, choice=choice)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to a packed file, from which `load` makes the codec again."""
@@ -216,8 +220,8 @@ class AESZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             coder = _mixed_coder(tiles[index], model.decoder, params, flat.dtype)
             if not coder.applies:
                 return
-            coded = coder.encode(model.encoder, flat, limit, math.inf, self.choice)
-            if coded is not None and (self.choice != "bits" or coded[0].size < payloads[index].size):
+            coded = coder.encode(model.encoder, flat, limit, payloads[index].size, self.choice)
+            if coded is not None:
                 payloads[index], digests[index] = coded
 
         kernels.for_each(encode_tile, len(tiles))
@@ -292,7 +296,7 @@ class AESZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return decoder
 
 
-def _mixed_coder(tile, decoder: Decoder, params: Params, dtype: np.dtype) -> MixedCoder:
+def _mixed_coder(tile: Tile, decoder: Decoder, params: Params, dtype: np.dtype) -> MixedCoder:
     return MixedCoder(tile, decoder, params.low, params.high, params.step, WORKING_DTYPES[dtype.name])
 
 

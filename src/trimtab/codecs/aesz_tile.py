@@ -23,7 +23,8 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -49,8 +50,8 @@ _HEAD = struct.Struct("<BH5I")
 _ROW = 64
 _MEAN_STEPS = 8
 _REACH = 2**30
-_TRIALS = 4  # of latent steps
-_FLAG_BITS = 0.5  # about what a kind takes
+_TRIALS = 4  # of latent steps in each direction
+_MARGINS = (32.0, 4.0)  # bits that the network has to save in a block, as estimated: both are tried
 
 
 @dataclass(frozen=True)
@@ -82,22 +83,23 @@ class MixedCoder:
         return fits and min(self.tile.extents) > 0 and applies(three_axes(self.tile))
 
     def encode(
-        self, encoder: Encoder, flat: np.ndarray, limit: float, most: float, choice: Choice
+        self, encoder: Encoder, flat: np.ndarray, limit: float, rival: int, choice: Choice
     ) -> tuple[np.ndarray, int] | None:
         """Return the payload (uint8) and the digest of what it decodes to.
 
-        None if no block is the network's, or if too many elements miss the limit. Squared errors sum to at most `most`.
+        None if no block is the network's, or if too many elements miss the limit. `rival` is how many bytes the tile
+        takes without the network; what does not take fewer by choice "bits" is None, too.
         """
         x = np.ascontiguousarray(self.tile.view(flat)).astype(self.dtype, copy=False).reshape(three_axes(self.tile))
-        mixture = self._mixed(encoder, x, limit, choice)
-        if mixture is None:
-            return None
-        step = self.step
-        coded = encode_interpolated(self.tile, self.dtype, flat, step, limit, most, self._prior(mixture))
-        if coded is None:
-            return None
-        payload = np.concatenate([np.frombuffer(self._pack(mixture), np.uint8), coded[0]])
-        return payload, coded[1]
+        found = None
+        for mixture in self._mixtures(encoder, x, limit, rival, choice):
+            head = self._pack(mixture)
+            prior = self._prior(mixture)
+            coded = encode_interpolated(self.tile, self.dtype, flat, self.step, limit, math.inf, prior)
+            if coded is not None and (choice != "bits" or len(head) + coded[0].size < rival):
+                rival = len(head) + coded[0].size
+                found = np.concatenate([np.frombuffer(head, np.uint8), coded[0]]), coded[1]
+        return found
 
     def decode(self, payload: np.ndarray, flat: np.ndarray) -> None:
         """Write the tile's elements into `flat`, the whole array in C order.
@@ -119,57 +121,68 @@ class MixedCoder:
 
     # what blocks are
 
-    def _mixed(self, encoder: Encoder, x: np.ndarray, limit: float, choice: Choice) -> Mixture | None:
-        """Return the kinds of blocks that take the fewest bits, as far as estimates tell; None where none is the network's.
+    def _mixtures(
+        self, encoder: Encoder, x: np.ndarray, limit: float, rival: int, choice: Choice
+    ) -> Iterator[Mixture]:
+        """Yield what the blocks of a tile may be, as far as estimates tell; nothing where none is the network's.
 
         The step of the latents is doubled or halved from a start for as long as that helps.
         """
-        blocking = self._blocking
-        snap = 2 * limit <= self.step
+        blocking, snap = self._blocking, 2 * limit <= self.step
         interpolation = Interpolation(x.shape, self.step, self.dtype)
-        centre = self.low / 2 + self.high / 2
-        finite = np.where(np.isfinite(x), x, np.array(centre, self.dtype))
-        blocks = blocking.cut(finite)
-        reach = self.high / 2 - self.low / 2
+        centre, reach = self.low / 2 + self.high / 2, self.high / 2 - self.low / 2
+        blocks = blocking.cut(np.where(np.isfinite(x), x, np.array(centre, self.dtype)))
         exact = encoder.latents((blocks.astype(np.float64) - centre) / reach)
+        start = encoder.unit * limit / reach * math.sqrt(blocks.shape[1] / exact.shape[1])
+        means, constant_bits = self._means(blocks, limit)
+
+        def all_network(latent_step: int) -> Mixture:
+            latents = np.rint(exact / latent_step).astype(np.int32)
+            return Mixture(np.full(len(blocks), NETWORK, np.uint8), latent_step, latents, means)
+
+        if choice == "network":
+            yield all_network(_latent_step(start))
+            return
         codes, y = interpolation.codes(x, snap)
         own = _bits(blocking.cut(codes))
-        scale = 1.0 if not own.sum() else min(8 * len(interpolation.encode(x, snap)[0]) / own.sum(), 1.0)
-        mean, spread = self._means(blocks)
-        constant = np.where((spread <= limit) & (np.abs(mean) < _REACH), _FLAG_BITS + 2 * np.log2(2 + np.abs(np.diff(mean, prepend=0))), np.inf)
-        error = np.abs(blocks - blocking.cut(y.astype(np.float64) - codes * self.step)).sum(axis=1)
+        scale = min(8 * rival / max(own.sum(), 1.0), 1.0)  # contexts save more than estimates know
+        missed = np.abs(blocks - blocking.cut(y.astype(np.float64) - codes * self.step)).sum(axis=1)
 
-        def trial(latent_step: int) -> tuple[float, Mixture]:
-            latents = np.rint(exact / latent_step).astype(np.int32)
-            everything = Mixture(np.full(len(blocks), NETWORK, np.uint8), latent_step, latents, mean.astype(np.int32))
-            if choice == "network":
-                return 0.0, everything
-            prior = self._prior(everything)
-            missed = np.where(np.isfinite(prior.values), prior.values, 0)
-            network = scale * _bits(blocking.cut(interpolation.codes(x, snap, prior)[0]))
-            network += self._latent_bits(latents) + _FLAG_BITS
+        def trial(latent_step: int) -> tuple[float, np.ndarray, Mixture]:
+            mixture = all_network(latent_step)
+            prior = self._prior(mixture)
             if choice == "l1":
-                better = np.abs(blocks - blocking.cut(missed)).sum(axis=1) < error
-                kinds = np.where(better, NETWORK, INTERPOLATION).astype(np.uint8)
-                bits = np.where(better, network, scale * own)
+                better = np.abs(blocks - blocking.cut(prior.values)).sum(axis=1) < missed
+                own_bits = np.where(better, np.inf, scale * own)
             else:
-                rivals = np.stack([scale * own, network, constant])
-                kinds, bits = np.argmin(rivals, axis=0).astype(np.uint8), rivals.min(axis=0)
-            return float(bits.sum()), Mixture(kinds, latent_step, latents, everything.means)
+                own_bits = scale * own
+            network = scale * _bits(blocking.cut(interpolation.codes(x, snap, prior)[0])) + self._latent_bits(mixture)
+            network = np.where(better, network, np.inf) if choice == "l1" else network
+            rivals = np.stack([own_bits, network, constant_bits if choice == "bits" else np.full(len(own), np.inf)])
+            return float(rivals.min(axis=0).sum()), rivals, mixture
 
-        start = encoder.unit * limit / reach * math.sqrt(blocks.shape[1] / exact.shape[1])
-        mixture = _best(trial, start, 1 if choice == "network" else _TRIALS)
-        return mixture if (mixture.kinds == NETWORK).any() else None
+        rivals, mixture = _best(trial, _latent_step(start))
+        for margin in _MARGINS if choice == "bits" else (0.0,):
+            kinds = np.argmin(rivals + np.array([[0.0], [margin], [margin]]), axis=0).astype(np.uint8)
+            if (kinds == NETWORK).any():
+                yield replace(mixture, kinds=kinds)
 
-    def _means(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return each block's mean, as a number of steps of means (float64), and the range of its elements."""
+    def _means(self, blocks: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return each block's mean, as a number of steps of means (int32), and about how many bits it takes.
+
+        They are infinite where the block is not as good as constant.
+        """
         wide = blocks.astype(np.float64)
         with np.errstate(over="ignore"):
             mean = np.rint(wide.mean(axis=1) / (self.step / _MEAN_STEPS))
-        return np.clip(mean, -_REACH, _REACH), wide.max(axis=1) - wide.min(axis=1)
+        fits = (wide.max(axis=1) - wide.min(axis=1) <= limit) & (np.abs(mean) < _REACH)
+        mean = np.where(fits, mean, 0)
+        bits = 1 + 2 * np.log2(1 + np.abs(np.diff(mean, prepend=0)))
+        return mean.astype(np.int32), np.where(fits, bits, np.inf)
 
-    def _latent_bits(self, latents: np.ndarray) -> np.ndarray:
+    def _latent_bits(self, mixture: Mixture) -> np.ndarray:
         """Return about how many bits each block's latents take, were all blocks the network's."""
+        latents = mixture.latents
         residual = self._residual(latents, np.ones(len(latents), np.uint8))
         bits = np.zeros(len(latents))
         for component in np.clip(residual, -2047, 2047).T + 2047:
@@ -247,21 +260,27 @@ class MixedCoder:
         return grid[1] if grid[0] > 1 else 2
 
 
-def _best(trial, start: float, num_trials: int) -> Mixture:
-    """Return the best mixture found from a latent step on, doubling or halving it."""
-    step = min(max(round(start), 1), LARGEST_LATENT)
-    least, best = trial(step)
-    factor, found = 2.0, step
-    for number in range(num_trials - 1):
-        step = min(max(round(found * factor), 1), LARGEST_LATENT)
-        bits, mixture = trial(step) if step != found else (math.inf, best)
-        if bits < least:
-            least, best, found = bits, mixture, step
-        elif number == 0:
-            factor = 0.5
-        else:
+def _latent_step(step: float) -> int:
+    return min(max(round(step), 1), LARGEST_LATENT)
+
+
+def _best(trial: Callable[[int], tuple[float, np.ndarray, Mixture]], step: int) -> tuple[np.ndarray, Mixture]:
+    """Return what the best trial found, from a latent step on that is doubled, else halved, while that helps."""
+    least, *best = trial(step)
+    for factor in (2.0, 0.5):
+        helped = False
+        for _ in range(_TRIALS):
+            following = _latent_step(step * factor)
+            if following == step:
+                break
+            bits, *found = trial(following)
+            if bits >= least:
+                break
+            step, least, best, helped = following, bits, found, True
+        if helped:
             break
-    return best
+    rivals, mixture = best
+    return rivals, mixture
 
 
 def _bits(codes: np.ndarray) -> np.ndarray:

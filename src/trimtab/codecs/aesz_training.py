@@ -1,6 +1,7 @@
 """How AE-SZ's autoencoder is trained: PyTorch's part, which nothing but `AESZ.fit` needs.
 
-A sliced-Wasserstein autoencoder (Kolouri et al., arXiv 1804.01947): the mean square of what the decoder misses, plus
+The linear part of both halves is the principal components of the fields' blocks. The stacks of layers learn what these
+leave, as a sliced-Wasserstein autoencoder (Kolouri et al., arXiv 1804.01947): the mean square of what the decoder misses, plus
 the distance of the latents' distribution to a normal one along random directions. Afterwards the latents are turned and
 scaled (an eigenproblem) so that they are uncorrelated and an error of one unit costs the same in each: one step then
 suits them all, and what little a component tells takes few bits. Weights become whole numbers last.
@@ -27,8 +28,8 @@ from trimtab.codecs.autoencoder import (
     Architecture,
     Decoder,
     Encoder,
-    Half,
     Layer,
+    Stack,
 )
 from trimtab.codecs.blocking import Blocking
 from trimtab.kernels.layer.ref import EXACT, largest_sum
@@ -52,7 +53,9 @@ def train(
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):  # the caller's generator is left alone
         torch.manual_seed(seed)
-        network = _Network(architecture)
+        network = _Network(architecture, _crops(fields, architecture, max(_SAMPLE, 4 * architecture.block_size), rng))
+        if not architecture.channels:
+            return _exported(network, fields, rng)
         optimiser = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / num_steps))
         for step in range(num_steps):
@@ -102,9 +105,21 @@ def _crops(fields: Sequence[np.ndarray], architecture: Architecture, count: int,
 class _Network(nn.Module):
     """The network in real numbers. Channels come last where a dense layer joins, as in the format."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, blocks: np.ndarray) -> None:
         super().__init__()
         self.architecture = architecture
+        mean = blocks.mean(axis=0, dtype=np.float64)
+        variance, components = np.linalg.eigh((blocks - mean).T.astype(np.float64) @ (blocks - mean) / len(blocks))
+        latent = min(architecture.latent, architecture.block_size)
+        deviation = np.sqrt(np.maximum(variance[::-1][:latent], 1e-9 * variance[-1] + 1e-12))
+        components = components[:, ::-1][:, :latent]
+        self.mean = torch.from_numpy(mean.astype(np.float32))
+        self.into = torch.zeros(architecture.block_size, architecture.latent)
+        self.out_of = torch.zeros(architecture.latent, architecture.block_size)
+        self.into[:, :latent] = torch.from_numpy((components / deviation).astype(np.float32))
+        self.out_of[:latent] = torch.from_numpy((components * deviation).T.astype(np.float32))
+        if not architecture.channels:
+            return
         dims, channels = architecture.dims, architecture.channels
         convolution, doubling = ((nn.Conv2d, nn.ConvTranspose2d), (nn.Conv3d, nn.ConvTranspose3d))[dims - 2]
         self.halvings, self.doublings = nn.ModuleList(), nn.ModuleList()
@@ -115,20 +130,29 @@ class _Network(nn.Module):
         for before, own in zip(channels[:0:-1], channels[-2::-1], strict=True):
             self.doublings += [doubling(before, own, 2, 2), convolution(own, own, 3, padding=1)]
         self.doublings.append(doubling(channels[0], 1, 2, 2))
+        for last in (self.to_latent, self.doublings[-1]):  # start from the linear part alone
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
+        linear = (x - self.mean) @ self.into
+        if not self.architecture.channels:
+            return linear
         a = x.reshape(-1, 1, *(self.architecture.block,) * self.architecture.dims)
         for layer in self.halvings:
             a = layer(a).clamp(0, _CEILING)
-        return self.to_latent(a.movedim(1, -1).flatten(1))
+        return linear + self.to_latent(a.movedim(1, -1).flatten(1))
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         architecture = self.architecture
+        linear = self.mean + z @ self.out_of
+        if not architecture.channels:
+            return linear
         side = (architecture.block >> len(architecture.channels),) * architecture.dims
         a = self.from_latent(z).clamp(0, _CEILING).reshape(-1, *side, architecture.channels[-1]).movedim(-1, 1)
         for layer in self.doublings[:-1]:
             a = layer(a).clamp(0, _CEILING)
-        return self.doublings[-1](a).flatten(1)
+        return linear + self.doublings[-1](a).flatten(1)
 
 
 def _exported(network: _Network, fields: Sequence[np.ndarray], rng: np.random.Generator) -> tuple[Encoder, Decoder]:
@@ -139,23 +163,34 @@ def _exported(network: _Network, fields: Sequence[np.ndarray], rng: np.random.Ge
     turn = _turn(network, z, centre)
     turned = (z - centre).double() @ turn
     unit = _REACH * LARGEST_LATENT / max(float(turned.abs().max()), 1e-9)  # latent units for a unit of error
-    to_latent, from_latent = network.to_latent, network.from_latent
-    into = to_latent.weight.double().T @ turn * unit, (to_latent.bias - centre).double() @ turn * unit
-    back = torch.linalg.inv(turn) / unit
-    out_of = back @ from_latent.weight.double().T, from_latent.weight.double() @ centre.double() + from_latent.bias
-    hidden = 2.0**HIDDEN_BITS
-    encoder, scale = [], 2.0**INPUT_BITS
-    for layer in network.halvings:
-        encoder.append(_layer(*_matrix(layer), scale, hidden, LARGEST_INPUT if not encoder else LARGEST_HIDDEN))
-        scale = hidden
-    encoder.append(_layer(*into, hidden, 1.0, LARGEST_HIDDEN))
-    decoder = [_layer(*out_of, 1.0, hidden, LARGEST_LATENT)]
-    for layer in network.doublings:
-        last = layer is network.doublings[-1]
-        decoder.append(_layer(*_matrix(layer), hidden, 2.0**OUTPUT_BITS if last else hidden, LARGEST_HIDDEN))
-    exact = Encoder(Half(architecture, architecture.encoder, encoder), unit)
-    regression = _regression(exact, fields)
-    return exact, Decoder(Half(architecture, architecture.decoder, decoder), regression)
+    turn, back, centre = turn * unit, torch.linalg.inv(turn) / unit, centre.double()
+    hidden, output = 2.0**HIDDEN_BITS, 2.0**OUTPUT_BITS
+    encoder: list[Layer] = []
+    decoder: list[Layer] = []
+    if architecture.channels:
+        for layer in network.halvings:
+            first = not encoder
+            scale = 2.0**INPUT_BITS if first else hidden
+            encoder.append(_layer(*_matrix(layer), scale, hidden, LARGEST_INPUT if first else LARGEST_HIDDEN))
+        weight, bias = network.to_latent.weight.double(), network.to_latent.bias.double()
+        encoder.append(_layer(weight.T @ turn, bias @ turn, hidden, 1.0, LARGEST_HIDDEN))
+        weight, bias = network.from_latent.weight.double(), network.from_latent.bias.double()
+        decoder.append(_layer(back @ weight.T, weight @ centre + bias, 1.0, hidden, LARGEST_LATENT))
+        for layer in network.doublings[:-1]:
+            decoder.append(_layer(*_matrix(layer), hidden, hidden, LARGEST_HIDDEN))
+        decoder.append(_layer(*_matrix(network.doublings[-1]), hidden, output, LARGEST_HIDDEN))
+    into, out_of, mean = network.into.double() @ turn, network.out_of.double(), network.mean.double()
+    offset = -(mean @ into) - centre @ turn
+    linear = _layer(back @ out_of, centre @ out_of + mean, 1.0, output, LARGEST_LATENT)
+    exact = Encoder(
+        architecture,
+        Stack(architecture.encoder, encoder),
+        into.numpy().astype(np.float32),
+        offset.numpy().astype(np.float32),
+        unit,
+    )
+    stacks = Stack(architecture.decoder, decoder), Stack([architecture.linear], [linear])
+    return exact, Decoder(architecture, *stacks, _regression(exact, fields))
 
 
 def _turn(network: _Network, z: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:

@@ -1,20 +1,24 @@
 """Autoencoder: a small convolutional network in whole numbers, whose decoder gives the same bits everywhere.
 
-A block of ``block`` elements along each of ``dims`` axes becomes ``latent`` numbers and back. The encoder halves the
+A block of ``block`` elements along each of ``dims`` axes becomes ``latent`` numbers and back. Both halves are the sum of
+a linear part and of a stack of layers, which is left out where there are no ``channels``. The encoder's stack halves the
 resolution once for each entry of ``channels``, by a layer that sees blocks of 2 along each axis (width: the entry)
-and one that sees the 3 around each point, and ends in a dense layer. The decoder begins with a dense layer and doubles
+and one that sees the 3 around each point, and ends in a dense layer. The decoder's begins with a dense layer and doubles
 the resolution as often: each point gives 2 along each axis, then a layer sees the 3 around each point; the last
-doubling gives one number a point and has no such layer. All layers but the last of both clip to 0 ... 1023 (a rectifier
-with a ceiling). Numbers are whole (`trimtab.kernels.layer`): inputs and hidden numbers count in 2^-9 and 2^-8, outputs
+doubling gives one number a point and has no such layer. All layers but the last of each clip to 0 ... 1023 (a rectifier
+with a ceiling); the last of the decoder's, its linear part and the sum of both clip to -4096 ... 4096. Numbers are whole (`trimtab.kernels.layer`): inputs and hidden numbers count in 2^-9 and 2^-8, outputs
 in 2^-12, latents in a unit of the model's own, up to 2047.
 
 The bytes of a half, numbers little-endian: uint8 version 1; uint8 dims (2 or 3); uint8 block; uint8 latent; uint8
 number of channels; a uint16 each; then one zstd frame that states its content size: for each layer the weights, int8
-[fan-in, width]; the biases, int32, with the half that rounds; the shifts, uint8, at most 24. Inputs of a layer stand
+[fan-in, width]; the biases, int32, with the half that rounds; the shifts, uint8, at most 24. The decoder's linear part is
+one more layer, behind the others, that sees the latents and gives the elements of the block in C order. Inputs of a layer stand
 channel by channel for each point, points in C order; those of a halving or a convolution, for each of the 2 or 3 per
 axis points in C order. A doubling's outputs stand likewise. At the end of the decoder's frame stand the weights of the
-latents' regression (`trimtab.kernels.regression`), int8[dims, latent, latent], for the last axes, in units of 1/128;
-at that of the encoder's a float32, by how much a latent changes for a block to change by 1 (root of the sum of squares).
+latents' regression (`trimtab.kernels.regression`), int8[dims, latent, latent], for the last axes, in units of 1/128.
+At that of the encoder's stands its linear part, which need not be exact: float32[elements, latent] for the elements from
+-1 to 1, float32[latent] to add, and a float32, by how much a latent changes for a block to change by 1 (root of the sum
+of squares).
 The name of a model is the BLAKE2b digest, 16 bytes in hex, of the decoder's bytes with the frame decompressed.
 """
 
@@ -58,8 +62,8 @@ class Architecture:
         halvings = len(self.channels)
         if self.dims not in (2, 3):
             raise UsageError(f"an autoencoder has 2 or 3 dims, got {self.dims}")
-        if not 1 <= halvings <= 5 or not all(1 <= width <= 1024 for width in self.channels):
-            raise UsageError(f"channels are 1 to 5 numbers from 1 to 1024, got {self.channels}")
+        if halvings > 5 or not all(1 <= width <= 1024 for width in self.channels):
+            raise UsageError(f"channels are up to 5 numbers from 1 to 1024, got {self.channels}")
         if self.block < 1 or self.block % 2**halvings or self.block**self.dims > _MAX_BLOCK:
             raise UsageError(
                 f"block must be a multiple of {2**halvings} for {halvings} channels, and have at most {_MAX_BLOCK} "
@@ -67,10 +71,8 @@ class Architecture:
             )
         if not 1 <= self.latent <= 255:
             raise UsageError(f"latent is a number from 1 to 255, got {self.latent}")
-        widest = max(
-            (self.block >> level) ** self.dims * width * 3**self.dims for level, width in enumerate(self.channels, 1)
-        )
-        if widest > _MAX_TABLE or self.hidden * self.latent > _MAX_TABLE:
+        sizes = [(self.block >> level) ** self.dims * width * 3**self.dims for level, width in enumerate(self.channels, 1)]
+        if max(sizes, default=0) > _MAX_TABLE or self.hidden * self.latent > _MAX_TABLE:
             raise UsageError(f"channels {self.channels} are too wide for blocks of {self.block}; take fewer")
 
     @property
@@ -81,11 +83,13 @@ class Architecture:
     @property
     def hidden(self) -> int:
         """How many numbers the dense layers see or give."""
-        return (self.block >> len(self.channels)) ** self.dims * self.channels[-1]
+        return (self.block >> len(self.channels)) ** self.dims * self.channels[-1] if self.channels else 0
 
     @cached_property
     def encoder(self) -> list[Connections]:
-        """The layers of the encoder."""
+        """The layers of the encoder's stack."""
+        if not self.channels:
+            return []
         found, width, side = [], 1, self.block
         order = np.arange(side**self.dims)
         for channels in self.channels:
@@ -99,7 +103,9 @@ class Architecture:
 
     @cached_property
     def decoder(self) -> list[Connections]:
-        """The layers of the decoder."""
+        """The layers of the decoder's stack."""
+        if not self.channels:
+            return []
         found = [Connections(_whole(self.latent), self.hidden)]
         width, side = self.channels[-1], self.block >> len(self.channels)
         for channels in (*self.channels[-2::-1], 1):
@@ -111,8 +117,13 @@ class Architecture:
         return found
 
     @cached_property
+    def linear(self) -> Connections:
+        """The decoder's linear part."""
+        return Connections(_whole(self.latent), self.block_size)
+
+    @cached_property
     def output_order(self) -> np.ndarray:
-        """Where the decoder's outputs hold each element of a block in C order."""
+        """Where the outputs of the decoder's stack hold each element of a block in C order."""
         return _scattered(self.block, self.dims)
 
 
@@ -141,11 +152,11 @@ class Layer:
         return [self.weights.tobytes(), self.bias.astype("<i4").tobytes(), self.shift.tobytes()]
 
 
-class Half:
-    """An encoder or a decoder with its parameters."""
+class Stack:
+    """Layers with their parameters, one behind the other."""
 
-    def __init__(self, architecture: Architecture, connections: list[Connections], layers: list[Layer]) -> None:
-        self.architecture, self.connections, self.layers = architecture, connections, layers
+    def __init__(self, connections: list[Connections], layers: list[Layer]) -> None:
+        self.connections, self.layers = connections, layers
         self._ready = [
             (layer.weights.astype(np.float32), layer.bias.astype(np.float32), np.ldexp(np.float32(1), -layer.shift.astype(np.int32)))
             for layer in layers
@@ -173,13 +184,13 @@ class Half:
 class Decoder:
     """The half that a reader needs: latents to blocks, and latents from their neighbours' ones."""
 
-    half: Half
+    architecture: Architecture
+    stack: Stack
+    linear: Stack
+    """One layer, beside the stack."""
+
     regression: np.ndarray
     """The weights by which latents are predicted: int32[3, latent, latent]."""
-
-    @property
-    def architecture(self) -> Architecture:
-        return self.half.architecture
 
     @cached_property
     def name(self) -> str:
@@ -189,7 +200,8 @@ class Decoder:
     @property
     def _body(self) -> bytes:
         own = self.regression[3 - self.architecture.dims :].astype(np.int8)
-        return b"".join([*itertools.chain(*(layer.sections for layer in self.half.layers)), own.tobytes()])
+        layers = [*self.stack.layers, *self.linear.layers]
+        return b"".join([*itertools.chain(*(layer.sections for layer in layers)), own.tobytes()])
 
     def to_bytes(self) -> np.ndarray:
         """Return the bytes (uint8)."""
@@ -204,15 +216,22 @@ class Decoder:
         """
         architecture = _architecture(data)
         extra = architecture.dims * architecture.latent**2
-        layers, rest = _layers(data, architecture, architecture.decoder, LARGEST_LATENT, extra)
+        body, at = _body(data, [*architecture.decoder, architecture.linear], extra), 0
+        layers, at = _layers(body, at, architecture.decoder, LARGEST_LATENT)
+        linear, at = _layers(body, at, [architecture.linear], LARGEST_LATENT)
         regression = np.zeros((3, architecture.latent, architecture.latent), np.int32)
-        regression[3 - architecture.dims :] = rest.view(np.int8).reshape(-1, architecture.latent, architecture.latent)
-        return cls(Half(architecture, architecture.decoder, layers), regression)
+        regression[3 - architecture.dims :] = body[at:].view(np.int8).reshape(-1, *regression.shape[1:])
+        stacks = Stack(architecture.decoder, layers), Stack([architecture.linear], linear)
+        return cls(architecture, *stacks, regression)
 
     def blocks(self, latents: np.ndarray) -> np.ndarray:
         """Return the blocks (float32[n, elements], whole numbers up to 2^12) of latents (integers[n, latent])."""
         inputs = np.clip(latents, -LARGEST_LATENT, LARGEST_LATENT).astype(np.float32)
-        return self.half.run(inputs, LARGEST_OUTPUT)[:, self.architecture.output_order]
+        blocks = self.linear.run(inputs, LARGEST_OUTPUT)
+        if self.stack.layers:
+            blocks += self.stack.run(inputs, LARGEST_OUTPUT)[:, self.architecture.output_order]
+            np.clip(blocks, -LARGEST_OUTPUT, LARGEST_OUTPUT, out=blocks)
+        return blocks
 
 
 @dataclass(frozen=True)
@@ -222,17 +241,21 @@ class Encoder:
     `unit` is how far a latent has to change for the block to change by 1 in all, root of the sum of squares.
     """
 
-    half: Half
-    unit: float
+    architecture: Architecture
+    stack: Stack
+    linear: np.ndarray
+    """The linear part, float32[elements, latent], for elements from -1 to 1."""
 
-    @property
-    def architecture(self) -> Architecture:
-        return self.half.architecture
+    offset: np.ndarray
+    """What is added, float32[latent]."""
+
+    unit: float
 
     def to_bytes(self) -> np.ndarray:
         """Return the bytes (uint8)."""
-        sections = itertools.chain(*(layer.sections for layer in self.half.layers))
-        return _join(self.architecture, b"".join([*sections, np.float32(self.unit).astype("<f4").tobytes()]))
+        sections = itertools.chain(*(layer.sections for layer in self.stack.layers))
+        reals = (self.linear, self.offset, np.float32(self.unit))
+        return _join(self.architecture, b"".join([*sections, *(np.asarray(part, "<f4").tobytes() for part in reals)]))
 
     @classmethod
     def from_bytes(cls, data: np.ndarray) -> Encoder:
@@ -242,16 +265,22 @@ class Encoder:
             Corrupt: they are not those of an encoder, or its sums might not be exact.
         """
         architecture = _architecture(data)
-        layers, rest = _layers(data, architecture, architecture.encoder, LARGEST_INPUT, 4)
-        unit = float(rest.copy().view("<f4")[0])
-        if not 0 < unit < math.inf:
-            raise Corrupt(f"an encoder's unit is {unit}")
-        return cls(Half(architecture, architecture.encoder, layers), unit)
+        size, latent = architecture.block_size, architecture.latent
+        body, at = _body(data, architecture.encoder, 4 * (latent * (size + 1) + 1)), 0
+        layers, at = _layers(body, at, architecture.encoder, LARGEST_INPUT)
+        reals = body[at:].copy().view("<f4").astype(np.float32)
+        if not np.isfinite(reals).all() or reals[-1] <= 0:
+            raise Corrupt("an encoder's linear part is not finite")
+        linear, offset = reals[: latent * size].reshape(size, latent), reals[latent * size : -1]
+        return cls(architecture, Stack(architecture.encoder, layers), linear, offset, float(reals[-1]))
 
     def latents(self, blocks: np.ndarray) -> np.ndarray:
-        """Return the latents (float32[n, latent], whole numbers) of blocks (float[n, elements], about -1 to 1)."""
-        inputs = np.rint(np.clip(blocks * 2.0**INPUT_BITS, -LARGEST_INPUT, LARGEST_INPUT)).astype(np.float32)
-        return self.half.run(inputs, LARGEST_LATENT)
+        """Return the latents (float64[n, latent]) of blocks (float64[n, elements], about -1 to 1)."""
+        latents = np.clip(blocks, -2, 2) @ self.linear.astype(np.float64) + self.offset
+        if self.stack.layers:
+            inputs = np.rint(np.clip(blocks * 2.0**INPUT_BITS, -LARGEST_INPUT, LARGEST_INPUT)).astype(np.float32)
+            latents += self.stack.run(inputs, LARGEST_LATENT)
+        return np.clip(latents, -LARGEST_LATENT, LARGEST_LATENT)
 
 
 def _head(architecture: Architecture) -> bytes:
@@ -276,16 +305,22 @@ def _architecture(data: np.ndarray) -> Architecture:
         raise Corrupt(f"a network that cannot be: {error}") from None
 
 
-def _layers(
-    data: np.ndarray, architecture: Architecture, connections: list[Connections], largest: int, extra: int
-) -> tuple[list[Layer], np.ndarray]:
-    """Return the layers in the bytes of a half whose inputs reach up to `largest`, and the `extra` bytes behind them."""
-    frame = data[_HEAD.size + 2 * len(architecture.channels) :]
-    sizes = [c.width * (c.fan_in + 5) for c in connections]
-    body = inflate(frame, "u1", sum(sizes) + extra)
-    layers, at = [], 0
-    for number, (own, size) in enumerate(zip(connections, sizes, strict=True)):
-        part = body[at : at + size]
+def _size(connections: Connections) -> int:
+    """Return the bytes of a layer's parameters."""
+    return connections.width * (connections.fan_in + 5)
+
+
+def _body(data: np.ndarray, connections: list[Connections], extra: int) -> np.ndarray:
+    """Return what the frame of a half holds: the parameters of its layers and `extra` bytes."""
+    start = _HEAD.size + 2 * int(data[4])
+    return inflate(data[start:], "u1", sum(map(_size, connections)) + extra)
+
+
+def _layers(body: np.ndarray, at: int, connections: list[Connections], largest: int) -> tuple[list[Layer], int]:
+    """Return the layers of a stack whose inputs reach up to `largest`, from byte `at` on, and where they end."""
+    layers = []
+    for number, own in enumerate(connections):
+        part = body[at : at + _size(own)]
         split = own.width * own.fan_in
         weights = part[:split].view(np.int8).reshape(own.fan_in, own.width)
         bias = part[split : split + 4 * own.width].copy().view("<i4").astype(np.int32)
@@ -293,8 +328,8 @@ def _layers(
         if layer.shift.max() > MAX_SHIFT or largest_sum(weights, bias, largest) >= EXACT:
             raise Corrupt(f"layer {number} of a network has sums that might not be exact")
         layers.append(layer)
-        largest, at = LARGEST_HIDDEN, at + size
-    return layers, body[at:]
+        largest, at = LARGEST_HIDDEN, at + _size(own)
+    return layers, at
 
 
 def _whole(size: int) -> np.ndarray:
