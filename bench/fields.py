@@ -7,7 +7,7 @@ moment of a series in time (`snapshots`), in which every mode turns as fast as e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
 
@@ -23,30 +23,44 @@ def gaussian(num_points: int, slope: float, cutoff: float, seed: int) -> np.ndar
 
     `slope` and `cutoff` shape the spectrum; wave numbers are counted in periods per box.
     """
-    return next(gaussian_series(num_points, slope, cutoff, seed, [0.0]))
+    return next(series((num_points,) * 3, partial(power_law, slope, cutoff), 2 / 3, seed, [0.0]))
 
 
-def gaussian_series(
-    num_points: int, slope: float, cutoff: float, seed: int, times: Sequence[float]
+def power_law(slope: float, cutoff: float, k: np.ndarray) -> np.ndarray:
+    """Return the amplitudes of modes of wave numbers `k`, in periods per box; there is no mean."""
+    k = np.where(k == 0, 1, k)
+    amplitude = np.sqrt(k**slope * np.exp(-((k / cutoff) ** 2)))
+    amplitude.flat[0] = 0
+    return amplitude
+
+
+def shell(radius: float, k: np.ndarray) -> np.ndarray:
+    """Return the amplitudes of modes whose wave numbers are near `radius`, a twentieth off at most mostly."""
+    return np.exp(-(((k - radius) / (0.05 * radius)) ** 2) / 2)
+
+
+def series(
+    shape: tuple[int, ...],
+    spectrum: Callable[[np.ndarray], np.ndarray],
+    rate: float,
+    seed: int,
+    times: Sequence[float],
 ) -> Iterator[np.ndarray]:
-    """Yield the field at several times, in units of the first one's standard deviation.
+    """Yield a random field (float64) at several times, in units of the first one's standard deviation.
 
-    Every Fourier mode turns from one random amplitude to another and back, by ``k^(2/3)`` radians a unit of time: the
-    rate at which eddies of that size turn over in Kolmogorov's turbulence. The spectrum is the same at all times.
+    Every Fourier mode turns from one random amplitude to another and back, by ``k^rate`` radians a unit of time, k in
+    periods per box; the spectrum is the same at all times.
     """
     rng = np.random.default_rng(seed)
-    axis = np.fft.fftfreq(num_points) * num_points
-    half = np.fft.rfftfreq(num_points) * num_points
-    k = np.sqrt(axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + half[None, None, :] ** 2)
-    k[0, 0, 0] = 1
-    amplitude = np.sqrt(k**slope * np.exp(-((k / cutoff) ** 2)))
-    amplitude[0, 0, 0] = 0  # no mean
-    shape = (num_points,) * 3
+    axes = [np.fft.fftfreq(n) * n for n in shape[:-1]] + [np.fft.rfftfreq(shape[-1]) * shape[-1]]
+    k = np.sqrt(sum(grid**2 for grid in np.meshgrid(*axes, indexing="ij", sparse=True)))
+    amplitude = spectrum(k)
     first, second = (np.fft.rfftn(rng.standard_normal(shape)) * amplitude for _ in range(2))
-    deviation = np.fft.irfftn(first, shape, axes=(0, 1, 2)).std()
+    whole = tuple(range(len(shape)))
+    deviation = np.fft.irfftn(first, shape, axes=whole).std()
     for time in times:
-        modes = first if time == 0 else first * np.cos(time * k ** (2 / 3)) + second * np.sin(time * k ** (2 / 3))
-        yield np.fft.irfftn(modes, shape, axes=(0, 1, 2)) / deviation
+        modes = first if time == 0 else first * np.cos(time * k**rate) + second * np.sin(time * k**rate)
+        yield np.fft.irfftn(modes, shape, axes=whole) / deviation
 
 
 def grf(num_points: int = 128) -> np.ndarray:
@@ -65,13 +79,31 @@ def turb(num_points: int = 128) -> np.ndarray:
 
 
 def snapshots(
-    kind: Literal["grf", "logn", "turb"], times: Sequence[float], num_points: int = 128, seed: int | None = None
+    kind: Literal["grf", "logn", "turb", "fronts", "waves"],
+    times: Sequence[float],
+    num_points: int = 128,
+    seed: int | None = None,
 ) -> list[np.ndarray]:
-    """Return one of the synthetic fields at several times, float32; another seed is another run of it."""
-    slope, cutoff, own = (-11 / 3, 24, 1) if kind == "turb" else (-2.5, 40, 0)
-    series = gaussian_series(num_points, slope, cutoff, own if seed is None else seed, times)
-    values = {"grf": lambda g: g * 1e7, "logn": lambda g: np.exp(1.5 * g), "turb": lambda g: g}[kind]
-    return [values(field).astype(np.float32) for field in series]
+    """Return one of the synthetic fields at several times, float32; another seed is another run of it.
+
+    In cubes modes turn by ``k^(2/3)`` radians a unit of time: the rate at which eddies of that size turn over in
+    Kolmogorov's turbulence. Waves are planes of eight times as many points along each axis, with nearly one wave length
+    of eight points, like swell or ultrasound; their modes turn by k radians, as waves of one speed do. Fronts are two
+    phases, -1 and 1, and what is between them: the hyperbolic tangent of a smooth field.
+    """
+    if kind == "waves":
+        plane = series((8 * num_points,) * 2, partial(shell, num_points), 1.0, 2 if seed is None else seed, times)
+        return [field.astype(np.float32) for field in plane]
+    slope, cutoff, own = {"turb": (-11 / 3, 24, 1), "fronts": (-11 / 3, 8, 3)}.get(kind, (-2.5, 40, 0))
+    spectrum = partial(power_law, slope, cutoff)
+    cubes = series((num_points,) * 3, spectrum, 2 / 3, own if seed is None else seed, times)
+    values = {
+        "grf": lambda g: g * 1e7,
+        "logn": lambda g: np.exp(1.5 * g),
+        "turb": lambda g: g,
+        "fronts": lambda g: np.tanh(6 * g),
+    }[kind]
+    return [values(field).astype(np.float32) for field in cubes]
 
 
 def mni_t1(step: int = 1) -> np.ndarray:

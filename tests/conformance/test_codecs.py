@@ -66,7 +66,10 @@ def test_every_dtype_and_shape(codec, bound):
 
 @pytest.mark.parametrize("codec_id", codec_ids())
 def test_every_codec_takes_something(codec_id):
-    assert any(check(make_codec({"id": codec_id, **required(codec_id)}), sample("float32", (100, 9)), bound) for bound in BOUNDS)
+    assert any(
+        check(make_codec({"id": codec_id, **required(codec_id)}), sample("float32", (100, 9)), bound)
+        for bound in BOUNDS
+    )
 
 
 @pytest.mark.parametrize("bound", BOUNDS, ids=repr)

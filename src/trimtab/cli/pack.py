@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     type=click.Choice(["enec", "sz", "raw"]),
     help="Without it, enec where nothing may be lost, else sz.",
 )
+@click.option(
+    "--model",
+    type=options.PATH,
+    metavar="FILE",
+    help="Predict with the AE-SZ model in FILE where that makes an array smaller; its weights go into OUT.",
+)
 @options.level_option
 @click.option("--integers", is_flag=True, help="Let the bound apply to integer arrays (images, counts), too.")
 @options.tensors_only_option
@@ -44,6 +50,7 @@ def verb(
     out: Path,
     target_ratio: float | None,
     codec: str | None,
+    model: Path | None,
     level: Level | None,
     integers: bool,
     tensors_only: bool,
@@ -61,6 +68,7 @@ def verb(
     reached.
     """
     from trimtab.bounds import Lossless
+    from trimtab.codecs import AESZ
     from trimtab.errors import UsageError
     from trimtab.sources import open_source
     from trimtab.store import bound_applies, codec_named
@@ -75,6 +83,8 @@ def verb(
         raise UsageError(f"--codec {codec} loses nothing, so there is no bound to choose for --target-ratio")
     if codec == "raw" and level:
         raise UsageError(f"--codec raw stores arrays as they are; leave out --level {level}")
+    if model and (codec or level or lossless):
+        raise UsageError("--model needs an error bound, for instance --rel 1e-2, and neither --codec nor --level")
     begun = time.perf_counter()
     with open_source(source, tensors_only=tensors_only) as arrays, options.chosen_threads(threads):
         options.check_output(out, source, force=force)
@@ -91,7 +101,7 @@ def verb(
             if exact and not lossless:
                 what = bound_text(bound) if target_ratio is None else "the chosen bound"
                 say(f"{what} does not apply to {names(exact)}; kept exactly")
-        made = codec_named(codec, level) if codec else None
+        made = AESZ.load(model) if model else codec_named(codec, level) if codec else None
         packing = Packing(arrays, made, None if made else level, integers, quiet)
         choice = None
         if target_ratio is None:

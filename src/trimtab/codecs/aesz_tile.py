@@ -114,6 +114,16 @@ class MixedCoder:
             raise Corrupt("a tile in blocks is not interpolated")
         decode_interpolated(rest, self.tile, self.dtype, flat, self._prior(mixture))
 
+    def count(self, payload: np.ndarray) -> np.ndarray:
+        """Return how many blocks of each kind there are in a tile (int64[3]).
+
+        Raises:
+            Corrupt: the payload contradicts itself.
+        """
+        if not payload.size or payload[0] != AUTOENCODED:
+            return np.array([self._blocking.num_blocks, 0, 0])
+        return np.bincount(self._unpack(payload)[0].kinds, minlength=3)
+
     @property
     def _blocking(self) -> Blocking:
         architecture = self.decoder.architecture
@@ -121,9 +131,7 @@ class MixedCoder:
 
     # what blocks are
 
-    def _mixtures(
-        self, encoder: Encoder, x: np.ndarray, limit: float, rival: int, choice: Choice
-    ) -> Iterator[Mixture]:
+    def _mixtures(self, encoder: Encoder, x: np.ndarray, limit: float, rival: int, choice: Choice) -> Iterator[Mixture]:
         """Yield what the blocks of a tile may be, as far as estimates tell; nothing where none is the network's.
 
         The step of the latents is doubled or halved from a start for as long as that helps.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ _LEARNING_RATE = 2e-3
 _WARM_UP = 0.1  # of the steps
 _NUM_PROJECTIONS = 50
 _WASSERSTEIN = 1e-3  # what the squared distance to a normal distribution weighs beside the mean square
+_WORTH = 0.95  # times the linear part's error is what the stacks have to reach
 _SAMPLE = 4096  # blocks from which latents are turned and scaled
 _PROBE = 256  # blocks at which the decoder's slope is taken
 _REACH = 0.9  # of the largest latent is what the sample reaches
@@ -49,11 +51,15 @@ _CEILING = LARGEST_HIDDEN / 2**HIDDEN_BITS
 def train(
     fields: Sequence[np.ndarray], architecture: Architecture, *, num_steps: int, seed: int, quiet: bool
 ) -> tuple[Encoder, Decoder]:
-    """Train on fields (two or three axes, between -1 and 1) and return the network in whole numbers."""
+    """Train on fields (two or three axes, between -1 and 1) and return the network in whole numbers.
+
+    It has no channels where the stacks have not learnt what is worth their weights and time.
+    """
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):  # the caller's generator is left alone
         torch.manual_seed(seed)
-        network = _Network(architecture, _crops(fields, architecture, max(_SAMPLE, 4 * architecture.block_size), rng))
+        blocks = _crops(fields, architecture, max(_SAMPLE, 4 * architecture.block_size), rng)
+        network, linear = _Network(architecture, blocks), _Network(replace(architecture, channels=()), blocks)
         if not architecture.channels:
             return _exported(network, fields, rng)
         optimiser = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
@@ -72,7 +78,12 @@ def train(
                 text = f"\rtraining: step {step + 1} of {num_steps}, error {share:.2f} % of the range"
                 print(text, end=end, file=sys.stderr, flush=True)  # noqa: T201
         with torch.no_grad():
-            return _exported(network.eval(), fields, rng)
+            x = torch.from_numpy(_crops(fields, architecture, _SAMPLE, rng))
+            errors = [(own.decode(own.encode(x)) - x).square().mean().sqrt().item() for own in (network, linear)]
+            if not quiet:
+                text = " and ".join(f"{50 * error:.2f} %" for error in errors)
+                print(f"error of the network and of its linear part alone: {text}", file=sys.stderr)  # noqa: T201
+            return _exported(network if errors[0] < _WORTH * errors[1] else linear, fields, rng)
 
 
 def _rate(share: float) -> float:
@@ -88,7 +99,9 @@ def _distance_to_normal(z: torch.Tensor) -> torch.Tensor:
     return (found - wanted).square().mean()
 
 
-def _crops(fields: Sequence[np.ndarray], architecture: Architecture, count: int, rng: np.random.Generator) -> np.ndarray:
+def _crops(
+    fields: Sequence[np.ndarray], architecture: Architecture, count: int, rng: np.random.Generator
+) -> np.ndarray:
     """Return blocks (float32[count, elements]) from anywhere in the fields."""
     dims, side = architecture.dims, architecture.block
     blocks = np.empty((count, side**dims), np.float32)
@@ -254,4 +267,4 @@ def _regression(encoder: Encoder, fields: Sequence[np.ndarray]) -> np.ndarray:
         moments += vectors.T @ grid.reshape(-1, num)
     gram.flat[:: 3 * num + 1] += 1e-3 * np.trace(gram) / (3 * num) + 1e-9
     solution = np.linalg.solve(gram, moments).reshape(3, num, num).transpose(0, 2, 1)
-    return np.clip(np.rint(solution * ONE), -127, 127).astype(np.int32)
+    return np.ascontiguousarray(np.clip(np.rint(solution * ONE), -127, 127), np.int32)

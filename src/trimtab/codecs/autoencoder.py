@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import struct
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,7 +70,9 @@ class Architecture:
             )
         if not 1 <= self.latent <= 255:
             raise UsageError(f"latent is a number from 1 to 255, got {self.latent}")
-        sizes = [(self.block >> level) ** self.dims * width * 3**self.dims for level, width in enumerate(self.channels, 1)]
+        sizes = [
+            (self.block >> level) ** self.dims * width * 3**self.dims for level, width in enumerate(self.channels, 1)
+        ]
         if max(sizes, default=0) > _MAX_TABLE or self.hidden * self.latent > _MAX_TABLE:
             raise UsageError(f"channels {self.channels} are too wide for blocks of {self.block}; take fewer")
 

@@ -230,7 +230,9 @@ class Interpolation:
             place = walk.place(parity, strides)
             parts = [codes[at : at + walk.counts[parity]]]
             parts += [np.empty_like(parts[0]) for _ in grids[1:]]
-            for source, grid, sets, part in zip((flat, missing), grids, (values, lacking or values), parts, strict=False):
+            for source, grid, sets, part in zip(
+                (flat, missing), grids, (values, lacking or values), parts, strict=False
+            ):
                 taps = walk.value_taps(parity, self._weights(sets, walk.level, parity).values, self.dtype)
                 kernel.encode_class(
                     source, *place, grid, walk.start(parity), walk.strides, walk.shapes[parity], *taps, self.step, snap,
@@ -271,9 +273,7 @@ class Interpolation:
 
         self._climb(self._roots(first, prior), decode_class, target)
 
-    def _join(
-        self, walk: _Walk, parity: Point, prior: Prior, grids: list[np.ndarray], codes: list[np.ndarray]
-    ) -> None:
+    def _join(self, walk: _Walk, parity: Point, prior: Prior, grids: list[np.ndarray], codes: list[np.ndarray]) -> None:
         """Put together the points of a class that are known beforehand, with what they lack, and those that are not."""
         strides = Target.whole(prior.values).strides
         kernels.load("interpolation").join_class(

@@ -20,9 +20,7 @@ _INDEX = types.Array(types.int32, 2, "C", readonly=True)
 f32, u64 = np.float32, np.uint64
 
 
-@kernel(
-    types.void(_READ_ROWS, _INDEX, _READ_ROWS, _READ, _READ, types.float64, types.float64, types.float32[:, ::1])
-)
+@kernel(types.void(_READ_ROWS, _INDEX, _READ_ROWS, _READ, _READ, types.float64, types.float64, types.float32[:, ::1]))
 def forward(a, index, weights, bias, scale, low, high, out):
     num_places, fan_in = index.shape
     width = weights.shape[1]
