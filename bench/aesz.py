@@ -2,8 +2,8 @@
 
 All fields are synthetic (`bench.fields.snapshots`). Training is a few minutes of one thread; models are kept in
 ``build/aesz`` and trained anew where they are missing. Ratios are given with the model's bytes left out (readers have
-the model), shared by sixteen snapshots, and in every array. ``trimtab AE-SZ network`` is the network alone in all blocks.
-Then all cells of ``bench.lossy``: the mixed stream beside each predictor on its own.
+the model), shared by sixteen snapshots, and in every array. ``trimtab AE-SZ network`` is the network alone in all
+blocks. Then all cells of ``bench.lossy``: the mixed stream beside each predictor on its own.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ whatever the network does. Differences from the paper:
 - blocks choose by estimated bits, those of their latents included; the paper's rule, by the sum of absolute errors, is
   ``choice="l1"``. The rival is the fitted interpolation of SZ's level "ratio", where the paper has Lorenzo; of whole
   tiles, SZ's other predictors as well. What the network misses in a block is interpolated from what it misses nearby;
-- latents are turned and scaled after training so that they are uncorrelated and errors cost alike in all, predicted from
-  those of the blocks before, and coded in contexts; their step starts at the bound's share for a block and is then
+- latents are turned and scaled after training so that they are uncorrelated and errors cost alike in all, predicted
+  from those of the blocks before, and coded in contexts; their step starts at the bound's share for a block and is then
   doubled or halved while that helps, where the paper takes a tenth of the bound in the latents' own range;
-- both halves have a linear part beside their layers, principal components, so that minutes of training on a processor do
-  where the paper takes hours on a graphics card; layers that learn nothing beyond it are dropped;
+- both halves have a linear part beside their layers, principal components, so that minutes of training on a processor
+  do where the paper takes hours on a graphics card; layers that learn nothing beyond it are dropped;
 - convolutions of stride 2 see 2 points along each axis, not 3; rectifiers with a ceiling stand for GDN;
 - means, kinds of blocks, latents and weights all stand in the file and count.
 
@@ -23,8 +23,8 @@ What the network does not shorten, weights included, is stored by codec "sz" (or
 folded and cut into tiles as in codec "sz". params: ``step``, a positive float64; ``low`` and ``high``, float64, with
 low < high. The codec's own settings name the model, and tell whether its decoder is in the entry.
 
-- ``tiles``, ``data``: the payloads of the tiles, as in codec "sz" with scale "linear". One that begins with the byte 254
-  is that of a tile in blocks (`trimtab.codecs.aesz_tile`)
+- ``tiles``, ``data``: the payloads of the tiles, as in codec "sz" with scale "linear". One that begins with the byte
+  254 is that of a tile in blocks (`trimtab.codecs.aesz_tile`)
 - ``model``, with weights "inline" only: the bytes of the decoder (`trimtab.codecs.autoencoder`)
 
 A model's own file is a packed file with entries ``decoder`` and ``encoder``, the bytes of both halves (uint8).

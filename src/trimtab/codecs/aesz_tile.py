@@ -10,8 +10,8 @@ Blocks cover the tile on a grid (`trimtab.codecs.blocking`), in C order. The pay
   blocks. Component by component, each in ceil(n / 64) rows of 64 with zeros behind the n blocks of kind 1, they are
   tokens and extra bits (`trimtab.kernels.tokens`); ``back`` of the token block is the rows of a component. D times an
   integer, held within -2047 and 2047, is the latent that the decoder takes
-- means, where there are blocks of kind 2: one row of integers m, each as the difference to the one before (modulo 2^32),
-  as tokens and extra bits; ``back`` is 2
+- means, where there are blocks of kind 2: one row of integers m, each as the difference to the one before (modulo
+  2^32), as tokens and extra bits; ``back`` is 2
 - the payload of an interpolated tile (`trimtab.codecs.sz_interpolated`) of which kinds 1 and 2 are known beforehand
 
 A number b that the network gives is known as (low / 2 + high / 2) + b ((high / 2 - low / 2) / 4096), the elements of a

@@ -1,10 +1,10 @@
 """How AE-SZ's autoencoder is trained: PyTorch's part, which nothing but `AESZ.fit` needs.
 
 The linear part of both halves is the principal components of the fields' blocks. The stacks of layers learn what these
-leave, as a sliced-Wasserstein autoencoder (Kolouri et al., arXiv 1804.01947): the mean square of what the decoder misses, plus
-the distance of the latents' distribution to a normal one along random directions. Afterwards the latents are turned and
-scaled (an eigenproblem) so that they are uncorrelated and an error of one unit costs the same in each: one step then
-suits them all, and what little a component tells takes few bits. Weights become whole numbers last.
+leave, as a sliced-Wasserstein autoencoder (Kolouri et al., arXiv 1804.01947): the mean square of what the decoder
+misses, plus the distance of the latents' distribution to a normal one along random directions. Afterwards the latents
+are turned and scaled (an eigenproblem) so that they are uncorrelated and an error of one unit costs the same in each:
+one step then suits them all, and what little a component tells takes few bits. Weights become whole numbers last.
 """
 
 from __future__ import annotations

@@ -1,25 +1,26 @@
 """Autoencoder: a small convolutional network in whole numbers, whose decoder gives the same bits everywhere.
 
-A block of ``block`` elements along each of ``dims`` axes becomes ``latent`` numbers and back. Both halves are the sum of
-a linear part and of a stack of layers, which is left out where there are no ``channels``. The encoder's stack halves the
-resolution once for each entry of ``channels``, by a layer that sees blocks of 2 along each axis (width: the entry)
-and one that sees the 3 around each point, and ends in a dense layer. The decoder's begins with a dense layer and doubles
-the resolution as often: each point gives 2 along each axis, then a layer sees the 3 around each point; the last
+A block of ``block`` elements along each of ``dims`` axes becomes ``latent`` numbers and back. Both halves are the sum
+of a linear part and of a stack of layers, which is left out where there are no ``channels``. The encoder's stack halves
+the resolution once for each entry of ``channels``, by a layer that sees blocks of 2 along each axis (width: the entry)
+and one that sees the 3 around each point, and ends in a dense layer. The decoder's begins with a dense layer and
+doubles the resolution as often: each point gives 2 along each axis, then a layer sees the 3 around each point; the last
 doubling gives one number a point and has no such layer. All layers but the last of each clip to 0 ... 1023 (a rectifier
-with a ceiling); the last of the decoder's, its linear part and the sum of both clip to -4096 ... 4096. Numbers are whole (`trimtab.kernels.layer`): inputs and hidden numbers count in 2^-9 and 2^-8, outputs
-in 2^-12, latents in a unit of the model's own, up to 2047.
+with a ceiling); the last of the decoder's, its linear part and the sum of both clip to -4096 ... 4096. Numbers are
+whole (`trimtab.kernels.layer`): inputs and hidden numbers count in 2^-9 and 2^-8, outputs in 2^-12, latents in a unit
+of the model's own, up to 2047.
 
 The bytes of a half, numbers little-endian: uint8 version 1; uint8 dims (2 or 3); uint8 block; uint8 latent; uint8
 number of channels; a uint16 each; then one zstd frame that states its content size: for each layer the weights, int8
-[fan-in, width]; the biases, int32, with the half that rounds; the shifts, uint8, at most 24. The decoder's linear part is
-one more layer, behind the others, that sees the latents and gives the elements of the block in C order. Inputs of a layer stand
-channel by channel for each point, points in C order; those of a halving or a convolution, for each of the 2 or 3 per
-axis points in C order. A doubling's outputs stand likewise. At the end of the decoder's frame stand the weights of the
-latents' regression (`trimtab.kernels.regression`), int8[dims, latent, latent], for the last axes, in units of 1/128.
-At that of the encoder's stands its linear part, which need not be exact: float32[elements, latent] for the elements from
--1 to 1, float32[latent] to add, and a float32, by how much a latent changes for a block to change by 1 (root of the sum
-of squares).
-The name of a model is the BLAKE2b digest, 16 bytes in hex, of the decoder's bytes with the frame decompressed.
+[fan-in, width]; the biases, int32, with the half that rounds; the shifts, uint8, at most 24. The decoder's linear part
+is one more layer, behind the others, that sees the latents and gives the elements of the block in C order. Inputs of a
+layer stand channel by channel for each point, points in C order; those of a halving or a convolution, for each of the 2
+or 3 per axis points in C order. A doubling's outputs stand likewise. At the end of the decoder's frame stand the
+weights of the latents' regression (`trimtab.kernels.regression`), int8[dims, latent, latent], for the last axes, in
+units of 1/128. At that of the encoder's stands its linear part, which need not be exact: float32[elements, latent] for
+the elements from -1 to 1, float32[latent] to add, and a float32, by how much a latent changes for a block to change by
+1 (root of the sum of squares). The name of a model is the BLAKE2b digest, 16 bytes in hex, of the decoder's bytes with
+the frame decompressed.
 """
 
 from __future__ import annotations

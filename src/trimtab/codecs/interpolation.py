@@ -30,10 +30,9 @@ added to the first group's.
 
 Where blocks of the tile are known beforehand (`Prior`), what these lack is predicted from what known neighbours lacked,
 others counting as 0, and added: a second pyramid of the same shape holds it, in which points elsewhere are 0, and the
-first element is what it lacks. Where predictions are rounded to multiples of the step, so are known values: rint(value x
-(1 / step)) x step. The body then begins with uint8, the number of sets of weights for it, uint16, the bytes
-of these, and the sets as above, of whose numbers only the weights of values count. Without any, those of the tile are
-taken.
+first element is what it lacks. Where predictions are rounded to multiples of the step, so are known values: rint(value
+x (1 / step)) x step. The body then begins with uint8, the number of sets of weights for it, uint16, the bytes of these,
+and the sets as above, of whose numbers only the weights of values count. Without any, those of the tile are taken.
 
 With S = 0 the weights are those of a cubic along each odd axis, averaged: 4608 // n for each of the n groups at
 distance 1 along an odd axis, -(512 // n) for those at distance 3, 0 for others, and to the first what is missing to
