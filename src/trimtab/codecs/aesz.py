@@ -83,13 +83,13 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class AESZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="id", tag="aesz"):
-    """Pack fields of two or three axes within an absolute or relative error bound, with a network trained on earlier ones.
+    """Pack fields of two or three axes within an absolute or relative bound, with a network trained on earlier ones.
 
     Made by `fit` or `load`; `model` is the content hash of the decoder. With weights "inline" every packed array
     carries the decoder, so that anyone can read it; with "shared", readers load the model's file first. The network is
     used only where it makes an array smaller, inline weights included, so that none is larger than with
-    ``SZ(level="ratio")``; choices "l1" (the paper's rule) and "network" (all blocks) are for comparison, and give up that
-    promise.
+    ``SZ(level="ratio")``; choices "l1" (the paper's rule) and "network" (all blocks) are for comparison, and give up
+    that promise.
 
     >>> codec = AESZ.fit(earlier_snapshots)  # doctest: +SKIP
     >>> blob = tt.compress(x, tt.Rel(1e-2), codec=codec)  # doctest: +SKIP
@@ -213,9 +213,7 @@ class AESZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         tiles = Fold.of(x.shape).tiles()
         limit = bound.value * (high - low) if isinstance(bound, Rel) else bound.value
         ends = np.cumsum(base.buffers["tiles"], dtype=np.int64)
-        payloads = [
-            base.buffers["data"][end - int(size) : end] for end, size in zip(ends, base.buffers["tiles"], strict=True)
-        ]
+        payloads = np.split(base.buffers["data"], ends[:-1])
         digests = list(base.digests or [])
         weights = {"model": model.decoder.to_bytes()} if self.weights == "inline" else {}
         params = Params(step=plan.step, low=low, high=high)

@@ -42,7 +42,7 @@ AUTOENCODED = 254
 """The first byte of the payload of a tile that has blocks of the network's."""
 
 Choice = Literal["bits", "l1", "network"]
-"""How blocks choose: by estimated bits, by the prediction's absolute error (the paper's rule), or all for the network."""
+"""How blocks choose: by estimated bits, by their predictions' absolute error (the paper's rule), or all alike."""
 
 INTERPOLATION, NETWORK, CONSTANT = 0, 1, 2
 
@@ -56,7 +56,7 @@ _MARGINS = (32.0, 4.0)  # bits that the network has to save in a block, as estim
 
 @dataclass(frozen=True)
 class Mixture:
-    """What each block of a tile is: `kinds` (uint8[blocks]), latents (int32[blocks, latent]) and means (int32[blocks])."""
+    """What each block of a tile is: its kind (uint8), latents (int32[blocks, latent]) and mean (int32)."""
 
     kinds: np.ndarray
     latent_step: int

@@ -160,12 +160,16 @@ class Stack:
     def __init__(self, connections: list[Connections], layers: list[Layer]) -> None:
         self.connections, self.layers = connections, layers
         self._ready = [
-            (layer.weights.astype(np.float32), layer.bias.astype(np.float32), np.ldexp(np.float32(1), -layer.shift.astype(np.int32)))
+            (
+                layer.weights.astype(np.float32),
+                layer.bias.astype(np.float32),
+                np.ldexp(np.float32(1), -layer.shift.astype(np.int32)),
+            )
             for layer in layers
-        ]  # fmt: skip
+        ]
 
     def run(self, inputs: np.ndarray, largest: int) -> np.ndarray:
-        """Return the outputs (float32[n, m]) for inputs (float32[n, k], whole numbers); the last layer's reach is given."""
+        """Return the outputs (float32[n, m]), up to `largest`, for inputs (float32[n, k]); all are whole numbers."""
         forward = kernels.load("layer").forward
         last = len(self.layers) - 1
         results = np.empty((len(inputs), len(self.connections[-1].index) * self.connections[-1].width), np.float32)
