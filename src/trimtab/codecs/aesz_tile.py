@@ -159,14 +159,11 @@ class MixedCoder:
         def trial(latent_step: int) -> tuple[float, np.ndarray, Mixture]:
             mixture = all_network(latent_step)
             prior = self._prior(mixture)
+            network = scale * _bits(blocking.cut(interpolation.codes(x, snap, prior)[0])) + self._latent_bits(mixture)
+            rivals = np.stack([scale * own, network, constant_bits])
             if choice == "l1":
                 better = np.abs(blocks - blocking.cut(prior.values)).sum(axis=1) < missed
-                own_bits = np.where(better, np.inf, scale * own)
-            else:
-                own_bits = scale * own
-            network = scale * _bits(blocking.cut(interpolation.codes(x, snap, prior)[0])) + self._latent_bits(mixture)
-            network = np.where(better, network, np.inf) if choice == "l1" else network
-            rivals = np.stack([own_bits, network, constant_bits if choice == "bits" else np.full(len(own), np.inf)])
+                rivals[0, better], rivals[1, ~better], rivals[2] = np.inf, np.inf, np.inf
             return float(rivals.min(axis=0).sum()), rivals, mixture
 
         rivals, mixture = _best(trial, _latent_step(start))
@@ -210,11 +207,11 @@ class MixedCoder:
         blocking, decoder = self._blocking, self.decoder
         of_network, constant = mixture.kinds == NETWORK, mixture.kinds == CONSTANT
         values = np.zeros((blocking.num_blocks, decoder.architecture.block_size), self.dtype)
-        if of_network.any():
-            whole = decoder.blocks(mixture.latents[of_network].astype(np.int64) * mixture.latent_step)
-            unit = (self.high / 2 - self.low / 2) / LARGEST_OUTPUT
-            values[of_network] = (self.low / 2 + self.high / 2) + whole.astype(np.float64) * unit
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
+            if of_network.any():
+                whole = decoder.blocks(mixture.latents[of_network].astype(np.int64) * mixture.latent_step)
+                unit = (self.high / 2 - self.low / 2) / LARGEST_OUTPUT
+                values[of_network] = (self.low / 2 + self.high / 2) + whole.astype(np.float64) * unit
             values[constant] = (mixture.means[constant] * (self.step / _MEAN_STEPS))[:, None]
         known = blocking.spread((mixture.kinds != INTERPOLATION).astype(np.uint8))
         return Prior(blocking.join(values), known)
@@ -242,7 +239,7 @@ class MixedCoder:
         if not 1 <= latent_step <= LARGEST_LATENT or _HEAD.size + sum(lengths) > payload.size:
             raise Corrupt(f"a tile's head does not fit it: latent step {latent_step}, sections of {lengths} bytes")
         ends = np.cumsum([_HEAD.size, *lengths])
-        first, *others = (payload[a:b] for a, b in itertools.pairwise(ends))
+        first, latent_tokens, latent_extra, tokens, extra = (payload[a:b] for a, b in itertools.pairwise(ends))
         grid, latent = self._blocking.grid, self.decoder.architecture.latent
         kinds = np.empty((grid[0] * grid[1], grid[2]), np.uint8)
         decode_tokens(first, self._back, kinds)
@@ -253,11 +250,11 @@ class MixedCoder:
         num = int(of_network.sum())
         rows = -(-num // _ROW)
         latents = np.zeros((*grid, latent), np.int32)
-        residual = _unpack_integers(*others[:2], (latent * rows, _ROW), rows).reshape(latent, -1)
+        residual = _unpack_integers(latent_tokens, latent_extra, (latent * rows, _ROW), rows).reshape(latent, -1)
         latents.reshape(-1, latent)[of_network] = residual[:, :num].T
         kernels.load("regression").decode(latents, self.decoder.regression)
         means = np.zeros(kinds.size, np.int32)
-        differences = _unpack_integers(*others[2:], (1, int(constant.sum())), 2)
+        differences = _unpack_integers(tokens, extra, (1, int(constant.sum())), 2)
         means[constant] = np.cumsum(differences[0], dtype=np.int32)
         return Mixture(kinds, latent_step, latents.reshape(-1, latent), means), payload[ends[-1] :]
 
@@ -274,20 +271,20 @@ def _latent_step(step: float) -> int:
 
 def _best(trial: Callable[[int], tuple[float, np.ndarray, Mixture]], step: int) -> tuple[np.ndarray, Mixture]:
     """Return what the best trial found, from a latent step on that is doubled, else halved, while that helps."""
-    least, *best = trial(step)
+    least, rivals, mixture = trial(step)
     for factor in (2.0, 0.5):
         helped = False
         for _ in range(_TRIALS):
             following = _latent_step(step * factor)
             if following == step:
                 break
-            bits, *found = trial(following)
+            bits, other_rivals, other = trial(following)
             if bits >= least:
                 break
-            step, least, best, helped = following, bits, found, True
+            step, least, helped = following, bits, True
+            rivals, mixture = other_rivals, other
         if helped:
             break
-    rivals, mixture = best
     return rivals, mixture
 
 

@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,8 +145,8 @@ class _Network(nn.Module):
             self.doublings += [doubling(before, own, 2, 2), convolution(own, own, 3, padding=1)]
         self.doublings.append(doubling(channels[0], 1, 2, 2))
         for last in (self.to_latent, self.doublings[-1]):  # start from the linear part alone
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         linear = (x - self.mean) @ self.into
@@ -222,7 +223,7 @@ def _turn(network: _Network, z: torch.Tensor, centre: torch.Tensor) -> torch.Ten
     return root @ order.flip(1)
 
 
-def _matrix(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def _matrix(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the weights [fan-in, width] and biases of a layer at each of its places, in the format's order."""
     weight, bias = layer.weight.double(), layer.bias.double()
     if isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d):

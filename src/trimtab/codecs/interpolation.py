@@ -97,7 +97,7 @@ class Prior:
 
     def on_grid(self, step: float) -> Prior:
         """Return the same with values rounded to multiples of a step."""
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             rounded = np.rint(self.values.astype(np.float64) * (1.0 / step)) * step
             return Prior(rounded.astype(self.values.dtype), self.known)
 
@@ -282,12 +282,12 @@ class Interpolation:
 
     def _roots(self, first: int, prior: Prior | None) -> list[np.ndarray]:
         """Return the first element, and what the prior lacks there."""
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             root = np.full(1, first * self.step).astype(self.dtype)
-        if prior is None:
-            return [root]
-        known = prior.known.reshape(-1)[:1] != 0
-        return [root, np.where(known, root - prior.values.reshape(-1)[:1], self.dtype.type(0))]
+            if prior is None:
+                return [root]
+            known = prior.known.reshape(-1)[:1] != 0
+            return [root, np.where(known, root - prior.values.reshape(-1)[:1], self.dtype.type(0))]
 
     def _climb(self, roots: list[np.ndarray], fill_class: _FillClass, target: Target | None) -> None:
         """Fill in class after class, from the first elements on, and write the first finest lattice to the target."""
