@@ -175,6 +175,21 @@ def test_threads_and_back_ends_decode_alike(fitted):
     assert slow.tobytes() == tt.decompress(blobs[0]).tobytes()
 
 
+def test_several_tiles():
+    """Each tile is packed on its own; how many threads do so does not matter."""
+    x = np.repeat(waves(1500, 5)[::2], 2, axis=0)
+    codec = pooling(2, choice="network")
+    blobs = set()
+    for count in (1, 3):
+        with tt.threads(count):
+            blobs.add(tt.compress(x, tt.Rel(0.05), codec=codec))
+    (blob,) = blobs
+    packed = Reader(blob).packed("")
+    assert packed.buffers["tiles"].size == 2
+    assert codec.count_blocks(packed) == {"interpolated": 0, "network": 2 * 94 * 188, "constant": 0}
+    assert tt.Rel(0.05).allows(x, tt.decompress(blob))
+
+
 # models
 
 
