@@ -29,9 +29,8 @@ def record(tmp_path_factory):
 def test_models_count_in_full_in_part_and_not_at_all(record):
     for field in record.data:
         network = record.architecture["networks"][field.split(",")[0]]
-        ratios = {
-            what: record.metrics[f"{field}/{aesz.NETWORK}/5e-02/{what}"].value for what in ("ratio", "ratio_alone")
-        }
+        key = f"{field}/{aesz.NETWORK}/5e-02"
+        ratios = {what: record.metrics[f"{key}/{what}"].value for what in ("ratio", "ratio_alone")}
         num_bytes = 4
         for n in record.data[field]["shape"]:
             num_bytes *= n
