@@ -196,7 +196,8 @@ def aesz_tables(record: Record) -> str:
     networks = "; ".join(
         f"{kind}: {network['bytes']} bytes" for kind, network in record.architecture["networks"].items()
     )
-    parts.append(f"**With the model** ({networks}; counted also where no block uses it), choice by bits\n\n{markdown(heads, rows)}")
+    title = f"**With the model** ({networks}; counted also where no block uses it), choice by bits"
+    parts.append(f"{title}\n\n{markdown(heads, rows)}")
     rows = [
         [name, f"{metrics[key].value:.1f}", f"{metrics[f'ablation/{name}/model'].value:.0f}"]
         for key in metrics
