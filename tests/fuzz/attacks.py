@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from tests.forged import LIES, lies
+from tests.networks import pooling
 from tests.samples import sample
 from trimtab import store
 from trimtab.bounds import PSNR, Abs, Bound, Lossless, PointwiseRel, Rel
@@ -35,6 +36,7 @@ BOUNDS: list[Bound] = [Lossless(), Abs(2e-5), Abs(0.02), Rel(0.01), PointwiseRel
 SETTINGS = {  # codecs whose settings change the format
     "enec": [{"mode": "fast"}, {"mode": "ratio"}, {"mode": "paper"}],
     "sz": [{"level": "fast"}, {"level": "balanced"}, {"level": "ratio"}],
+    "aesz": [{"model": pooling(2).model, "choice": "network"}],
 }
 LOSSLESS = ["bfloat16", "float16", "float32", "float64", "int16", "uint8", "bool", "complex64", "float8_e5m2"]
 LOSSY = ["float32", "float64", "bfloat16", "uint8", "int16", "uint64"]

@@ -1,8 +1,9 @@
 """Codecs: an array in, a `Packed` out, and back. One file a codec; the object is the configuration."""
 
+from trimtab.codecs.aesz import AESZ
 from trimtab.codecs.codec import Codec, codec_ids, make_codec
 from trimtab.codecs.enec import ENEC
 from trimtab.codecs.raw import Raw
 from trimtab.codecs.sz import SZ
 
-__all__ = ["ENEC", "SZ", "Codec", "Raw", "codec_ids", "make_codec"]
+__all__ = ["AESZ", "ENEC", "SZ", "Codec", "Raw", "codec_ids", "make_codec"]
