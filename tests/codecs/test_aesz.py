@@ -166,6 +166,14 @@ def test_any_shape(shape):
         assert header(blob).codec["id"] == "aesz"
 
 
+@pytest.mark.parametrize("size", [5e-324, 1e-310, 1e-300, 1e300])
+def test_any_magnitude(size):
+    x = (waves(40, 3, dtype="float64") > 0) * size
+    for bound in (tt.Abs(1e-308), tt.Abs(1e305), tt.Rel(0.1)):
+        for choice in ("bits", "network"):
+            assert bound.allows(x, tt.decompress(tt.compress(x, bound, codec=pooling(2, choice=choice))))
+
+
 def test_other_bounds_and_dtypes_are_left_to_sz(fitted):
     x = waves(96, 7)
     for bound in (tt.PSNR(40), tt.PointwiseRel(0.1)):
