@@ -128,14 +128,29 @@ def test_constant_blocks_are_coded():
     assert np.array_equal(prior.values, coder._prior(mixture).values)
 
 
-def test_the_papers_rule_is_another_choice(fitted):
-    x = waves(256, 7, 5.0)
-    by_error = kinds(msgspec.structs.replace(fitted, choice="l1"), x, tt.Rel(0.1))
-    by_bits = kinds(fitted, x, tt.Rel(0.1))
-    everywhere = kinds(msgspec.structs.replace(fitted, choice="network"), x, tt.Rel(0.1))
-    assert (everywhere == NETWORK).all()
-    assert (by_error == NETWORK).any()
-    assert not np.array_equal(by_error, everywhere) or not np.array_equal(by_bits, by_error)
+def test_tiles_of_all_kinds_come_back():
+    """Patches on a wave: constant, of four parts that the network knows, and interpolated between them."""
+    model = aesz._models[pooling(2).model]
+    y, x = np.mgrid[:96, :96]
+    field = (300 * np.sin(y / 15) * np.cos(x / 17)).astype("f4")
+    values = np.random.default_rng(0).normal(0, 300, (36, 2, 2))
+    for at, value in enumerate(values):
+        patch = field[at // 6 * 16 :, at % 6 * 16 :][:8, :8]
+        patch[:] = np.kron(value if at % 2 else value[:1, :1], np.ones((4, 4) if at % 2 else (8, 8)))
+    (tile,) = Fold.of(field.shape).tiles()
+    coder = MixedCoder(tile, model.decoder, float(field.min()), float(field.max()), 3.99, np.dtype("f4"))
+    counts = {}
+    for choice in ("bits", "l1", "network"):
+        payload, _ = coder.encode(model.encoder, field.reshape(-1), 2.0, 10**9, choice)
+        decoded = np.full_like(field, np.nan)
+        coder.decode(payload, decoded.reshape(-1))
+        assert tt.Abs(2.0).allows(field, decoded)
+        counts[choice] = coder.count(payload)
+    assert (counts["bits"] > 5).all()
+    assert counts["l1"][INTERPOLATION] > 5
+    assert counts["l1"][NETWORK] > 18 - 5  # where it misses less than interpolation does: constant patches, too
+    assert counts["l1"][CONSTANT] == 0
+    assert counts["network"].tolist() == [0, 144, 0]
 
 
 @pytest.mark.parametrize("shape", [(500,), (3, 4), (40, 50, 3), (7, 33, 40), (2, 3, 40, 40)], ids=str)
@@ -149,6 +164,14 @@ def test_any_shape(shape):
             assert tt.Rel(0.02).allows(x, tt.decompress(blob))
     if len(Fold.of(shape).shape) == 3:
         assert header(blob).codec["id"] == "aesz"
+
+
+@pytest.mark.parametrize("size", [5e-324, 1e-310, 1e-300, 1e300])
+def test_any_magnitude(size):
+    x = (waves(40, 3, dtype="float64") > 0) * size
+    for bound in (tt.Abs(1e-308), tt.Abs(1e305), tt.Rel(0.1)):
+        for choice in ("bits", "network"):
+            assert bound.allows(x, tt.decompress(tt.compress(x, bound, codec=pooling(2, choice=choice))))
 
 
 def test_other_bounds_and_dtypes_are_left_to_sz(fitted):

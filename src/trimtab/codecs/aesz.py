@@ -208,7 +208,7 @@ class AESZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         plan = base.params(BaseParams)
         flat = np.ascontiguousarray(x, x.dtype.newbyteorder("=")).reshape(-1)
         low, high = kernels.load("quantiser").extent(widened(flat))
-        if plan.scale != "linear" or not low < high or not math.isfinite(high - low):
+        if plan.scale != "linear" or not low / 2 < high / 2 or not math.isfinite(high - low):
             return base
         tiles = Fold.of(x.shape).tiles()
         limit = bound.value * (high - low) if isinstance(bound, Rel) else bound.value

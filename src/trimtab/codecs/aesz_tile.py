@@ -141,7 +141,7 @@ class MixedCoder:
         centre, reach = self.low / 2 + self.high / 2, self.high / 2 - self.low / 2
         blocks = blocking.cut(np.where(np.isfinite(x), x, np.array(centre, self.dtype)))
         exact = encoder.latents((blocks.astype(np.float64) - centre) / reach)
-        start = encoder.unit * limit / reach * math.sqrt(blocks.shape[1] / exact.shape[1])
+        start = float(encoder.unit) * limit / reach * math.sqrt(blocks.shape[1] / exact.shape[1])
         means, constant_bits = self._means(blocks, limit)
 
         def all_network(latent_step: int) -> Mixture:
@@ -266,7 +266,7 @@ class MixedCoder:
 
 
 def _latent_step(step: float) -> int:
-    return min(max(round(step), 1), LARGEST_LATENT)
+    return round(min(max(step, 1.0), float(LARGEST_LATENT)))
 
 
 def _best(trial: Callable[[int], tuple[float, np.ndarray, Mixture]], step: int) -> tuple[np.ndarray, Mixture]:
