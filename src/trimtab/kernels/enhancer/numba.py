@@ -32,7 +32,17 @@ def _sum(values, num_inputs, weights, biases, num_units, sums):
         bias0, bias1, bias2, bias3 = biases[j], biases[j + 1], biases[j + 2], biases[j + 3]
         for x in range(_BLOCK):
             row0[x], row1[x], row2[x], row3[x] = bias0, bias1, bias2, bias3
-        for k in range(num_inputs):
+        for k in range(0, num_inputs - 1, 2):
+            row, next_row = values[k], values[k + 1]
+            w0, w1, w2, w3 = w[k], w[num_inputs + k], w[2 * num_inputs + k], w[3 * num_inputs + k]
+            v0, v1, v2, v3 = w[k + 1], w[num_inputs + k + 1], w[2 * num_inputs + k + 1], w[3 * num_inputs + k + 1]
+            for x in range(_BLOCK):
+                a, b = row[x], next_row[x]
+                row0[x] += w0 * a + v0 * b
+                row1[x] += w1 * a + v1 * b
+                row2[x] += w2 * a + v2 * b
+                row3[x] += w3 * a + v3 * b
+        for k in range(num_inputs // 2 * 2, num_inputs):
             row = values[k]
             w0, w1, w2, w3 = w[k], w[num_inputs + k], w[2 * num_inputs + k], w[3 * num_inputs + k]
             for x in range(_BLOCK):
