@@ -1,9 +1,9 @@
 """GWLZ: small networks learn from an array what a lossy codec took from it (Jia et al., arXiv 2404.13470, 2024).
 
-The array is packed by a base codec and decoded at once. Networks, one for each group of like values, are trained on what
-is missing, travel with the array, and give part of it back to whoever decodes. NeurLZ (Jia et al., arXiv 2409.05785,
-2024) added the choice between the bound asked for and a relaxed one of twice that. Only the abstracts were at hand, so
-the shape of the networks is ours. Differences:
+The array is packed by a base codec and decoded at once. Networks, one for each group of like values, are trained on
+what is missing, travel with the array, and give part of it back to whoever decodes. NeurLZ (Jia et al., arXiv
+2409.05785, 2024) added the choice between the bound asked for and a relaxed one of twice that. Only the abstracts were
+at hand, so the shape of the networks is ours. Differences:
 
 - a network sees whole numbers and computes in whole numbers, so that every machine, back end and number of threads
   decodes to the same bits, and the bound that was verified holds everywhere;
@@ -24,11 +24,12 @@ elements that are kept are those beyond that.
 params: ``base``, the params of the base codec's entry, whose bound is ``base_bound``; ``unit``, a positive float64. The
 base codec's buffers have their names after "base.".
 
-- ``networks``: uint8 groups G (1 to 16); uint8 hidden layers (at most 2); for each a uint8, its units (1 to 64); a zstd
-  frame that states its content size. It holds: G - 1 int32, edges, ascending; G int32, origins; G uint8, limits, at most
-  128; then for all units of the first group, all of the second, and so on: uint8 shifts, at most 31; int32 biases; int8
-  weights of the first layer, then int16 weights of the others. `trimtab.kernels.enhancer` defines the order, what is
-  computed, and the sums that no unit may reach. Edges and origins are within 2^30, exclusive.
+- ``networks``: uint8 groups G (1 to 16); uint8 hidden layers (at most 2); for each a uint8, its units (1 to 64); a
+  zstd frame that states its content size. It holds: G - 1 int32, edges, ascending; G int32, origins; G uint8, limits,
+  at most 128; uint8 shifts, at most 31, of all units of the first group, of the second, and so on; int32 biases,
+  likewise; int8 weights of the first layer of each group; int16 weights of the other layers of each group.
+  `trimtab.kernels.enhancer` defines the order within a group, what is computed, and the sums that no unit may reach.
+  Edges and origins are within 2^30, exclusive.
 - ``kept_counts``: for each tile a uint32, how many of its elements are kept.
 - ``kept``: absent bytes where there are none; else a uint32, the bytes of a token block; the block, of
   `trimtab.kernels.ans` with ``back`` 2, in rows of 64 tokens, zeros fill the last one; extra bits. Together they give,
@@ -67,7 +68,7 @@ from trimtab.dtypes import FLOATS
 from trimtab.errors import Corrupt
 from trimtab.packed import Header, Packed, digest
 
-_SMALL = 1 << 14  # elements below which networks cannot pay
+_SMALL = 1 << 12  # elements below which networks cannot pay
 _SAMPLES = 1 << 19
 _TRIAL = 0.75  # of the bound, under which the base codec's price of quality is measured
 _WORTH_A_NETWORK = 0.98  # of the squared error must be left at most by least squares, or nothing is learnt
@@ -117,34 +118,35 @@ class GWLZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def encode(self, x: np.ndarray, bound: Bound = Lossless()) -> Packed:
         """Pack an array of any shape and strides that the base codec takes; parameters and errors are the base's."""
         packed = self.base.encode(x, bound)
-        if packed.header.codec["id"] != self.base.id or not isinstance(bound, Abs | Rel) or x.size < _SMALL:
-            return packed
-        if packed.header.dtype not in FLOATS:
+        networks_may_pay = packed.header.codec["id"] == self.base.id and packed.header.dtype in FLOATS
+        if not (networks_may_pay and isinstance(bound, Abs | Rel)) or x.size < _SMALL:
             return packed
         limit = bound.value * (value_range(x) if isinstance(bound, Rel) else 1.0)
-        price = _price(self.base, packed, x, limit)
-        array = _Array.of(np.ascontiguousarray(x, x.dtype.newbyteorder("<")), self.base.decode(packed), limit / 4)
-        if price is None or not math.isfinite(limit) or not limit / 4 > 0:
+        if not (limit / 128 > 0 and max(limit, bound.value) * self.relaxed < math.inf):
             return packed
+        x = np.ascontiguousarray(x, x.dtype.newbyteorder("<"))
+        price = _price(self.base, packed, x, limit)
+        if price is None:
+            return packed
+        array = _Array(self.base.decode(packed), Fold.of(x.shape), limit / 4, x)
         fitted = self._fit(array.samples(limit, self.seed), x.size, price)
         if fitted is None:
             return packed
-        promise = type(bound)(bound.value * self.relaxed)
-        kept, digests, before, after = array.judge(fitted.networks, limit * self.relaxed)
-        counts, positions = _packed_positions(kept)
-        buffers = {"networks": fitted.networks.to_bytes(), "kept_counts": counts, "kept": positions}
+        buffers = {"networks": fitted.networks.to_bytes()}
+        networks = Networks.from_bytes(buffers["networks"], len(array.fold.shape))
+        kept, digests, before, after = array.judge(networks, limit * self.relaxed)
+        buffers |= dict(zip(("kept_counts", "kept"), _packed_positions(kept), strict=True))
         if not price.cost(after, sum(buffer.nbytes for buffer in buffers.values())) < before:
             return packed
         params = Params(base=packed.header.params, base_bound=bound, unit=array.unit)
         header = Header(
             codec=describe(self),
-            bound=promise,
+            bound=type(bound)(bound.value * self.relaxed),
             dtype=packed.header.dtype,
             shape=packed.header.shape,
             params=msgspec.to_builtins(params),
         )
-        buffers |= {f"base.{name}": buffer for name, buffer in packed.buffers.items()}
-        return Packed(header, buffers, digests)
+        return Packed(header, buffers | {f"base.{name}": buffer for name, buffer in packed.buffers.items()}, digests)
 
     def decode(self, packed: Packed, *, out: np.ndarray | None = None) -> np.ndarray:
         """Return the array; every machine, back end and number of threads gives the same bits.
@@ -158,15 +160,16 @@ class GWLZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise Corrupt(f"codec gwlz cannot hold {header.dtype}; expected one of {', '.join(FLOATS)}")
         if not math.isfinite(params.unit):
             raise Corrupt(f"unit {params.unit} is not finite, at $.params.unit")
-        if header.bound != type(params.base_bound)(params.base_bound.value * self.relaxed):
-            raise Corrupt(f"the bound {header.bound} is not {self.relaxed} times {params.base_bound}")
+        kind, value = type(params.base_bound), params.base_bound.value * self.relaxed
+        if not isinstance(header.bound, Abs | Rel) or (type(header.bound), header.bound.value) != (kind, value):
+            raise Corrupt(f"the bound {header.bound} is not {self.relaxed} times {params.base_bound}, at $.bound")
         fold = Fold.of(header.shape)
         networks = Networks.from_bytes(packed.buffer("networks"), len(fold.shape))
         counts = packed.buffer("kept_counts", "uint32", fold.num_tiles)
         tiles = fold.tiles()
         kept = _positions(counts, packed.buffer("kept"), tiles)
         base = Header(
-            codec=header.codec["base"],
+            codec=describe(self.base),
             bound=params.base_bound,
             dtype=header.dtype,
             shape=header.shape,
@@ -185,9 +188,10 @@ class GWLZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def _fit(self, samples: Samples, num_elements: int, price: Price) -> Fitted | None:
         """Return the best networks of those tried; None where none pays."""
         counts = sorted({1, self.groups})
-        found = [fit(samples, num_elements, count, (), 0, self.seed, price) for count in counts]
+        found = [fit(samples, num_elements, count, (), 0, self.seed, price, self.relaxed) for count in counts]
         if self.hidden and any(fitted and fitted.relative_error < _WORTH_A_NETWORK for fitted in found):
-            found += [fit(samples, num_elements, count, self.hidden, self.steps, self.seed, price) for count in counts]
+            networks = (self.hidden, self.steps, self.seed, price, self.relaxed)
+            found += [fit(samples, num_elements, count, *networks) for count in counts]
         best = min(filter(None, found), key=lambda fitted: fitted.relative_cost, default=None)
         return best if best is not None and best.relative_cost < 1 else None
 
@@ -200,10 +204,6 @@ class _Array:
     fold: Fold
     unit: float
     x: np.ndarray | None = None
-
-    @classmethod
-    def of(cls, x: np.ndarray, y: np.ndarray, unit: float) -> _Array:
-        return cls(y, Fold.of(x.shape), unit, x)
 
     def correct(self, networks: Networks, kept: list[np.ndarray]) -> None:
         """Correct all elements in place but those at the positions kept in each tile."""
@@ -256,7 +256,9 @@ class _Array:
             missed = []
             for start in range(0, x.size, _PIECE):
                 piece = slice(start, start + _PIECE)
-                missed.append(start + np.flatnonzero((_distance(x[piece], y[piece]) > limit) & (corrections[piece] != 0)))
+                missed.append(
+                    start + np.flatnonzero((_distance(x[piece], y[piece]) > limit) & (corrections[piece] != 0))
+                )
             kept[index] = np.concatenate(missed)
             y[kept[index]] = base[kept[index]]
             digests[index] = digest(y)

@@ -68,7 +68,7 @@ class View:
 
 
 def _integers(block: np.ndarray, unit: float) -> np.ndarray:
-    """Return the elements in units, flat (int32); in place of NaN and infinities stands what comes before in the row."""
+    """Return the elements in units, flat (int32); for NaN and infinities stands what comes before in the row."""
     q, flat = np.empty(block.size, np.int32), widened(block.reshape(-1))
     finite = np.isfinite(flat)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -8,6 +8,7 @@ the activations that the decoder will see. Weights are rounded before anything i
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +42,7 @@ class Samples:
 
     @classmethod
     def draw(cls, view: View, places: np.ndarray, error: np.ndarray) -> Samples:
-        """Return the elements at `places` of a tile, whose errors are given in limits; what is not finite is left out."""
+        """Return the elements at `places` of a tile whose errors, given in limits, are finite."""
         finite = np.isfinite(error)
         places, error = places[finite], error[finite]
         rows, columns = np.divmod(places, view.num)
@@ -52,7 +53,7 @@ class Samples:
             near[:, k] = np.clip(view.q[at + tap] - own, -LARGEST_INPUT, LARGEST_INPUT)
         dull = ~near.any(axis=1)
         taken = np.flatnonzero(~dull | (np.cumsum(dull) % _THINNED == 0))
-        weight = np.where(dull[taken], float(_THINNED), 1.0).astype(np.float32)
+        weight = np.where(dull, _THINNED, 1).astype(np.float32)[taken]
         return cls(near[taken], own[taken], error[taken].astype(np.float32), weight)
 
     @classmethod
@@ -73,7 +74,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Price:
-    """What bytes buy where the base codec spends them: squared error falls as bytes to the power of minus `exponent`."""
+    """What bytes buy where the base codec spends them: squared error falls as their power of minus `exponent`."""
 
     num_bytes: int
     exponent: float
@@ -93,12 +94,22 @@ class Fitted:
 
 
 def fit(
-    samples: Samples, num_elements: int, groups: int, hidden: Sequence[int], steps: int, seed: int, price: Price
+    samples: Samples,
+    num_elements: int,
+    groups: int,
+    hidden: Sequence[int],
+    steps: int,
+    seed: int,
+    price: Price,
+    allowed: float,
 ) -> Fitted | None:
     """Return networks for at most `groups` groups, with limits for which the corrections pay; None where none do.
 
+    Elements whose error would exceed `allowed`, in error limits of the base codec, count as kept, and as their bytes.
     Half of the samples are learnt from, the other half tells what is gained.
     """
+    if samples.own.size < 2 * _MIN_ROWS or not samples.energy.sum() > 0:
+        return None
     rng = np.random.default_rng(seed)
     learnt = np.zeros(samples.own.size, bool)
     learnt[rng.permutation(samples.own.size)[::2]] = True
@@ -106,8 +117,6 @@ def fit(
     group_of = np.searchsorted(edges, samples.own, side="right")
     energy = np.bincount(group_of, samples.energy, edges.size + 1)
     total = float(energy.sum())
-    if not total > 0:
-        return None
     origins = np.array([edges[0] if edges.size else _middle(samples), *edges], np.int64)
     made = []
     for g in range(edges.size + 1):
@@ -115,7 +124,7 @@ def fit(
         own_steps = max(int(steps * energy[g] / total), steps // (4 * (edges.size + 1)))
         made.append(_Network.fit(members, int(origins[g]), hidden, own_steps, rng))
     networks = _join(made, edges, origins)
-    return _limited(networks, made, samples.of(np.flatnonzero(~learnt)), num_elements, price)
+    return _limited(networks, made, samples.of(np.flatnonzero(~learnt)), num_elements, price, allowed)
 
 
 def _edges(samples: Samples, groups: int) -> np.ndarray:
@@ -144,17 +153,21 @@ class _Network:
     silent: bool = False
 
     @classmethod
-    def fit(cls, samples: Samples, origin: int, hidden: Sequence[int], steps: int, rng: np.random.Generator) -> _Network:
+    def fit(
+        cls, samples: Samples, origin: int, hidden: Sequence[int], steps: int, rng: np.random.Generator
+    ) -> _Network:
         inputs = _inputs(samples, origin)
         sizes = [inputs.shape[1], *hidden, 1]
         if samples.own.size < _MIN_ROWS:
-            return cls([(np.zeros((b, a)), np.zeros(b), np.zeros(b)) for a, b in zip(sizes, sizes[1:], strict=False)], True)
+            return cls([(np.zeros((b, a)), np.zeros(b), np.zeros(b)) for a, b in itertools.pairwise(sizes)], True)
         floats = _descend(inputs, samples, hidden, steps, rng) if hidden else []
         network, scale = cls([]), np.full(inputs.shape[1], 1 / _INPUT_SCALE)
         few = rng.permutation(samples.own.size)[:_MOST_REFITTED]
         inputs, samples = inputs[few].astype(np.float32), samples.of(few)
         for weights, bias in floats:  # the unit of each input goes into the weights
-            layer, scale = _rounded(weights * scale, bias, inputs, _LARGEST_WEIGHT if network.layers else _FIRST_LARGEST)
+            layer, scale = _rounded(
+                weights * scale, bias, inputs, _LARGEST_WEIGHT if network.layers else _FIRST_LARGEST
+            )
             network.layers.append(layer)
             inputs = _activations(inputs, layer)
         weights, bias = _least_squares(inputs, samples)
@@ -176,9 +189,7 @@ def _descend(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return weights and biases of the hidden layers, in floats, for inputs over `_INPUT_SCALE`."""
     sizes = [inputs.shape[1], *hidden, 1]
-    weights = [
-        rng.standard_normal((b, a)).astype(np.float32) * math.sqrt(2 / a) for a, b in zip(sizes, sizes[1:], strict=False)
-    ]
+    weights = [rng.standard_normal((b, a)).astype(np.float32) * math.sqrt(2 / a) for a, b in itertools.pairwise(sizes)]
     weights[-1] *= 0.1
     parameters = [p for w in weights for p in (w.astype(np.float32), np.zeros(len(w), np.float32))]
     moments = [(np.zeros_like(p), np.zeros_like(p)) for p in parameters]
@@ -235,9 +246,7 @@ def _least_squares(inputs: np.ndarray, samples: Samples) -> tuple[np.ndarray, fl
     return solution[:-1], float(solution[-1])
 
 
-def _last(
-    weights: np.ndarray, bias: float, largest: int, hidden: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _last(weights: np.ndarray, bias: float, largest: int, hidden: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the last layer in whole numbers."""
     most = LARGEST_ACTIVATION if hidden else LARGEST_INPUT
     shift = 24
@@ -273,7 +282,7 @@ def _join(made: Sequence[_Network], edges: np.ndarray, origins: np.ndarray) -> N
 
 
 def _limited(
-    networks: Networks, made: Sequence[_Network], samples: Samples, num_elements: int, price: Price
+    networks: Networks, made: Sequence[_Network], samples: Samples, num_elements: int, price: Price, allowed: float
 ) -> Fitted | None:
     """Return the networks with each group's limit chosen: what is gained against the bytes of elements kept."""
     group_of = np.searchsorted(networks.edges, samples.own, side="right")
@@ -289,7 +298,7 @@ def _limited(
             raw = made[g].corrections(members, int(networks.origins[g]))
             for limit in _CANDIDATE_LIMITS[1:]:
                 left = members.error - np.clip(raw, -limit, limit).astype(np.float32) / LARGEST_LIMIT
-                missed = abs(left) > 1
+                missed = abs(left) > allowed
                 left[missed] = members.error[missed]
                 num_missed = float(members.weight[missed].sum())
                 bits = _kept_bits(num_missed * each, num_elements)

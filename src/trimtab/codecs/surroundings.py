@@ -31,9 +31,7 @@ class Surroundings:
         The tile's own elements are as they are now.
         """
         starts = [max(start - r, 0) for (start, _), r in zip(tile.ranges, self._reach, strict=True)]
-        stops = [
-            min(stop + r, n) for (_, stop), r, n in zip(tile.ranges, self._reach, self._array.shape, strict=True)
-        ]
+        stops = [min(stop + r, n) for (_, stop), r, n in zip(tile.ranges, self._reach, self._array.shape, strict=True)]
         window = tuple(map(slice, starts, stops))
         block = self._array[window].copy()
         for axis, ((start, stop), r) in enumerate(zip(tile.ranges, self._reach, strict=True)):
