@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import trimtab as tt
+from bench.fields import logn
 from tests.samples import same_bits
 from trimtab import store
 from trimtab.bounds import PSNR, Abs, PointwiseRel, Rel, largest_error, psnr
@@ -25,25 +26,21 @@ from trimtab.files import Reader, to_bytes
 from trimtab.packed import Packed
 
 QUICK = GWLZ(steps=100)
+WITHIN = Abs(0.1)
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
-SHAPES = [(20_000,), (160, 150), (28, 31, 27), (5, 6, 20, 30), (4000, 3), (90, 80, 3), (2, 20_000), (1, 20_000, 1)]
+SHAPES = [(20_000,), (160, 150), (28, 31, 27), (30, 1, 30, 30), (4000, 3), (90, 80, 3), (2, 20_000), (1, 20_000, 1)]
 
 
-def field(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
-    """A smooth field, from -3 to 3 about."""
-    waves = [np.sin(np.arange(n) / (9 + 2 * axis) + axis) for axis, n in enumerate(shape)]
-    x = sum(
-        np.multiply.outer(np.ones(shape[:i]), np.multiply.outer(a, np.ones(shape[i + 1 :])))
-        for i, a in enumerate(waves)
-    )
+def field(shape: tuple[int, ...], dtype: type = np.float32, noise: float = 0.02) -> np.ndarray:
+    """A smooth field, from -3 to 3 about, with a little noise."""
+    x = np.random.default_rng(0).normal(0, noise, shape)
+    for axis, n in enumerate(shape):
+        wave = np.sin(np.arange(n) / (9 + 2 * axis) + axis)
+        x += wave.reshape(-1, *[1] * (len(shape) - axis - 1))
     return x.astype(dtype)
 
 
-def blob_of(x: np.ndarray, codec: GWLZ | SZ, bound: tt.bounds.Bound = Abs(0.1)) -> bytes:
-    return tt.compress(x, bound, codec=codec)
-
-
-def packed_of(x: np.ndarray, codec: GWLZ = QUICK, bound: tt.bounds.Bound = Abs(0.1)) -> Packed:
+def packed_of(x: np.ndarray, codec: GWLZ = QUICK, bound: tt.bounds.Bound = WITHIN) -> Packed:
     """Pack an array for which networks pay."""
     packed = codec.encode(x, bound)
     assert packed.header.codec["id"] == "gwlz"
@@ -66,20 +63,20 @@ def test_bounds_hold_and_quality_rises(dtype, shape):
 @pytest.mark.parametrize("base", [SZ(level="fast"), SZ(), SZ(level="ratio")], ids=str)
 def test_better_than_its_base_at_the_same_bytes(base):
     """The base codec gets the loosest bound, in steps of 2 %, for which it takes as many bytes at least."""
-    x = np.exp(field((48, 48, 48)) + field((48, 48, 48))[::-1, ::-1].transpose(2, 0, 1))
-    blob = blob_of(x, GWLZ(base=base), Rel(0.01))
+    x = np.exp(field((64, 64, 64)))
+    blob = tt.compress(x, Rel(0.01), codec=GWLZ(base=base))
     value = 0.01
-    while len(plain := blob_of(x, base, Rel(value))) < len(blob):
+    while len(plain := tt.compress(x, Rel(value), codec=base)) < len(blob):
         value *= 0.98
     assert value < 0.01
     assert psnr(x, tt.decompress(blob)) > psnr(x, tt.decompress(plain)) + 1
 
 
 def test_hidden_layers_beat_least_squares():
-    x = np.exp(2 * field((40, 40, 40)))
-    plain, learnt = (blob_of(x, GWLZ(hidden=hidden, steps=600), Rel(0.01)) for hidden in ((), (16, 8)))
+    x = logn(128)
+    plain, learnt = (tt.compress(x, Rel(0.01), codec=GWLZ(hidden=hidden, steps=600)) for hidden in ((), (16, 8)))
     assert psnr(x, tt.decompress(learnt)) > psnr(x, tt.decompress(plain)) + 0.5
-    assert len(learnt) < 1.5 * len(plain)
+    assert len(learnt) < 1.05 * len(plain)
 
 
 def test_more_groups_where_values_tell_something():
@@ -124,7 +121,7 @@ def same_packed(a: Packed, b: Packed) -> bool:
 
 def test_relaxed_bounds_are_stated_and_kept():
     """Twice the bound in the header, for less bytes than the strict one, and errors beyond the single bound."""
-    x = np.exp(field((40, 40, 40)) + np.random.default_rng(0).normal(0, 0.02, (40, 40, 40))).astype(np.float32)
+    x = np.exp(field((40, 40, 40)))
     strict, relaxed = packed_of(x, QUICK, Abs(0.2)), packed_of(x, msgspec.structs.replace(QUICK, relaxed=2), Abs(0.2))
     assert strict.header.bound == Abs(0.2)
     assert relaxed.header.bound == Abs(0.4)
@@ -137,8 +134,8 @@ def test_relaxed_bounds_are_stated_and_kept():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_special_values_come_back(dtype):
     x = field((30, 31, 29), dtype)
-    special = np.array([np.nan, np.inf, -np.inf, -0.0, np.finfo(dtype).max, np.finfo(dtype).tiny], dtype)
-    x.reshape(-1)[::257][: special.size * 9] = np.tile(special, 9)
+    special = np.array([np.nan, np.inf, -np.inf, -0.0, 6e4, 1e-30], dtype)
+    x.reshape(-1)[::257][: special.size * 3] = np.tile(special, 3)
     packed = packed_of(x)
     y = make_codec(packed.header.codec).decode(packed)
     assert Abs(0.1).allows(x, y)
@@ -165,10 +162,8 @@ def test_far_from_zero():
 
 def test_views_and_byte_orders():
     x = field((30, 40, 50))
-    expected = blob_of(x, QUICK)
-    assert blob_of(x.astype(">f4"), QUICK) == expected
-    assert blob_of(np.asfortranarray(x), QUICK) == expected
-    assert blob_of(np.repeat(x, 2, axis=1)[:, ::2], QUICK) == expected
+    for view in (x.astype(">f4"), np.asfortranarray(x), np.repeat(x, 2, axis=1)[:, ::2]):
+        assert same_packed(packed_of(view), packed_of(x))
 
 
 LARGE = (130, 130, 130)
@@ -177,7 +172,7 @@ assert np.prod(LARGE) > MAX_TILE_SIZE
 
 @pytest.fixture(scope="module")
 def large() -> tuple[np.ndarray, Packed]:
-    x = np.exp(field(LARGE) + np.random.default_rng(0).normal(0, 0.02, LARGE)).astype(np.float32)
+    x = np.exp(field(LARGE))
     packed = packed_of(x, GWLZ(steps=100, hidden=(6,)), Rel(0.01))
     assert packed.buffers["kept_counts"].size == 2
     assert packed.buffers["kept"].size
@@ -235,17 +230,27 @@ def changed(packed: Packed, **buffers: np.ndarray) -> Packed:
 
 
 def with_networks(packed: Packed, **fields: np.ndarray) -> Packed:
-    networks = Networks.from_bytes(packed.buffers["networks"], 3)
-    return changed(packed, networks=replace(networks, **fields).to_bytes())
+    return changed(packed, networks=replace(TestForged.networks, **fields).to_bytes())
 
 
 class TestForged:
-    packed = packed_of(np.exp(field((24, 24, 24))), GWLZ(steps=50, hidden=(4,), groups=3), Rel(0.01))
-    networks = Networks.from_bytes(packed.buffers["networks"], 3)
+    """Three networks of four hidden units, that correct nothing, in place of those that were fitted."""
+
+    networks = Networks(
+        edges=np.array([-5, 7], np.int32),
+        origins=np.zeros(3, np.int32),
+        limits=np.full(3, 128, np.int16),
+        sizes=np.array([81, 4, 1], np.int64),
+        weights=np.zeros((3, 81 * 4 + 4), np.int16),
+        biases=np.zeros((3, 5), np.int32),
+        shifts=np.zeros((3, 5), np.uint8),
+    )
+    fitted = packed_of(field((40, 40, 40)))
+    packed = changed(fitted, networks=networks.to_bytes())
 
     def test_untouched(self):
-        assert self.networks.num_groups > 1
-        GWLZ().decode(with_networks(self.packed))
+        y = GWLZ().decode(self.packed)
+        assert same_bits(y, SZ().decode(SZ().encode(field((40, 40, 40)), WITHIN)))
 
     @pytest.mark.parametrize(
         ("name", "value", "message"),
@@ -255,19 +260,26 @@ class TestForged:
             ("biases", 1 << 24, "sum"),
             ("weights", None, "sum"),
             ("origins", 1 << 30, "out of range"),
-            ("edges", 5, "out of range"),
         ],
     )
     def test_numbers_out_of_range(self, name, value, message):
         array = getattr(self.networks, name).copy()
         if value is None:
-            array[..., -1] = 2**15 - 1
+            array[..., -4:] = 2**15 - 1  # those of the last layer
         else:
             array[...] = value
-        if name == "edges" and array.size == 1:
-            array = np.array([1 << 30])
         with pytest.raises(Corrupt, match=message):
             GWLZ().decode(with_networks(self.packed, **{name: array}))
+
+    @pytest.mark.parametrize("edges", [[5, 5], [6, 5], [1 << 30], [-(1 << 30)]], ids=str)
+    def test_edges(self, edges):
+        count = len(edges) + 1
+        single = {
+            name: getattr(self.networks, name)[:1] for name in ("origins", "limits", "weights", "biases", "shifts")
+        }
+        forged = {name: np.repeat(array, count, axis=0) for name, array in single.items()}
+        with pytest.raises(Corrupt, match="out of range"):
+            GWLZ().decode(with_networks(self.packed, edges=np.array(edges), **forged))
 
     @pytest.mark.parametrize("head", [b"", b"\1", b"\0\0", b"\x11\0", b"\1\3\4\4\4", b"\1\1\0", b"\1\1\x41", b"\1\2\4"])
     def test_heads(self, head):
@@ -275,13 +287,13 @@ class TestForged:
             GWLZ().decode(changed(self.packed, networks=np.frombuffer(head, np.uint8)))
 
     def test_too_many_kept(self):
-        counts = np.full(1, 24**3 + 1, np.uint32)
+        counts = np.full(1, 40**3 + 1, np.uint32)
         with pytest.raises(Corrupt, match="keeps more"):
             GWLZ().decode(changed(self.packed, kept_counts=counts))
 
     def test_kept_beyond_the_tile(self):
         with pytest.raises(FormatError):
-            GWLZ().decode(changed(self.packed, kept_counts=np.full(1, 24**3, np.uint32)))
+            GWLZ().decode(changed(self.packed, kept_counts=np.full(1, 40**3, np.uint32)))
 
     @pytest.mark.parametrize(
         "change", [{"unit": 0.0}, {"unit": -1.0}, {"base": {}}, {"base_bound": {"kind": "lossless"}}]
@@ -291,7 +303,7 @@ class TestForged:
         with pytest.raises(Corrupt):
             GWLZ().decode(replace(self.packed, header=header))
 
-    @pytest.mark.parametrize("bound", [Rel(0.02), Abs(0.01), PSNR(0.01)], ids=str)
+    @pytest.mark.parametrize("bound", [Rel(0.1), Abs(0.2), PSNR(0.1)], ids=str)
     def test_a_promise_that_was_not_given(self, bound):
         header = msgspec.structs.replace(self.packed.header, bound=bound)
         with pytest.raises(Corrupt, match="bound"):

@@ -48,6 +48,7 @@ that of the second and third. The correction times (unit / 32) is added in float
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -73,6 +74,7 @@ _SAMPLES = 1 << 19
 _TRIAL = 0.75  # of the bound, under which the base codec's price of quality is measured
 _WORTH_A_NETWORK = 0.98  # of the squared error must be left at most by least squares, or nothing is learnt
 _FLATTEST, _STEEPEST = 0.1, 50.0
+_HOPED_FOR = 0.25  # of the squared error that least squares leave, the least that networks may
 _ROW = 64
 _PIECE = 1 << 18
 
@@ -188,12 +190,21 @@ class GWLZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def _fit(self, samples: Samples, num_elements: int, price: Price) -> Fitted | None:
         """Return the best networks of those tried; None where none pays."""
         counts = sorted({1, self.groups})
-        found = [fit(samples, num_elements, count, (), 0, self.seed, price, self.relaxed) for count in counts]
-        if self.hidden and any(fitted and fitted.relative_error < _WORTH_A_NETWORK for fitted in found):
-            networks = (self.hidden, self.steps, self.seed, price, self.relaxed)
-            found += [fit(samples, num_elements, count, *networks) for count in counts]
-        best = min(filter(None, found), key=lambda fitted: fitted.relative_cost, default=None)
+        rest = (self.seed, price, self.relaxed)
+        found = list(filter(None, (fit(samples, num_elements, count, (), 0, *rest) for count in counts)))
+        least = min((fitted.relative_error for fitted in found), default=1.0)
+        if self.hidden and least < _WORTH_A_NETWORK:
+            for count in counts:
+                if price.cost(least * _HOPED_FOR, self._expected_bytes(samples, count)) < 1:
+                    learnt = fit(samples, num_elements, count, self.hidden, self.steps, *rest)
+                    found += [learnt] if learnt else []
+        best = min(found, key=lambda fitted: fitted.relative_cost, default=None)
         return best if best is not None and best.relative_cost < 1 else None
+
+    def _expected_bytes(self, samples: Samples, num_groups: int) -> float:
+        """Return about how many bytes networks with hidden layers take: that of a weight, packed."""
+        sizes = (samples.near.shape[1] + 1, *self.hidden, 1)
+        return 0.8 * num_groups * sum(a * b for a, b in itertools.pairwise(sizes))
 
 
 @dataclass(frozen=True)
@@ -262,7 +273,7 @@ class _Array:
             kept[index] = np.concatenate(missed)
             y[kept[index]] = base[kept[index]]
             digests[index] = digest(y)
-            before[index], after[index] = _squared_error(x, base), _squared_error(x, y)
+            before[index], after[index] = _squared_error(x, base, limit), _squared_error(x, y, limit)
 
         kernels.for_each(judge_tile, len(tiles))
         return kept, digests, math.fsum(before), math.fsum(after)
@@ -276,7 +287,7 @@ def _price(base: SZ, packed: Packed, x: np.ndarray, limit: float) -> Price | Non
     errors, sizes = [], []
     for trial in (packed, base.encode(x, Abs(_TRIAL * limit)) if limit * _TRIAL > 0 else packed):
         y = base.decode(trial) if trial.header.codec["id"] == base.id else None
-        errors.append(_squared_error(x.reshape(-1), y.reshape(-1)) if y is not None else 0.0)
+        errors.append(_squared_error(x.reshape(-1), y.reshape(-1), limit) if y is not None else 0.0)
         sizes.append(trial.num_bytes)
     if not errors[0] > 0 or not math.isfinite(errors[0]):
         return None
@@ -292,13 +303,12 @@ def _distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return abs(x.astype(np.float64) - y.astype(np.float64))
 
 
-def _squared_error(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the sum of squared errors of finite elements."""
+def _squared_error(x: np.ndarray, y: np.ndarray, limit: float) -> float:
+    """Return the sum of squared errors of finite elements, in limits."""
     total = 0.0
     for start in range(0, x.size, _PIECE):
         distance = _distance(x[start : start + _PIECE], y[start : start + _PIECE])
-        with np.errstate(over="ignore"):
-            total += float(np.sum(np.square(distance[np.isfinite(distance)])))
+        total += float(np.square(distance[np.isfinite(distance)] / limit).sum())
     return total
 
 
