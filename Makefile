@@ -48,6 +48,7 @@ generate: $(VENV)/.docs ## bring the generated parts of the documentation up to 
 
 figures: $(VENV)/.test ## draw the pictures of the documentation again
 	$(BIN)/python -m docs.error_picture
+	$(BIN)/python -m docs.enhancer_picture
 
 check-generated: $(VENV)/.docs ## fail if a generated part is out of date
 	$(BIN)/python -m bench.chart --check

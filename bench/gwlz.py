@@ -58,11 +58,12 @@ def run(arrays: Mapping[str, np.ndarray], headline: str, options: Options, peers
         for name, x in arrays.items():
             for relative in RELATIVE_BOUNDS if name != headline else RELATIVE_BOUNDS[:1]:
                 subjects.append(f"{name}, {relative:.0e}")
-                codecs = CODECS | (RELAXED | VARIANTS if name == headline else {})
-                for setting, codec in codecs.items():
-                    metrics |= _measure(
-                        f"{subjects[-1]}/{setting}", x, Abs(relative * value_range(x)), codec, installed
-                    )
+                bound = Abs(relative * value_range(x))
+                curves = {f"{peer.name}_at_bytes": _peer_curve(peer, x, bound.value) for peer in installed}
+                bases = {base: _base_curve(base, x, bound.value) for base in BASES.values()}
+                for setting, codec in (CODECS | (RELAXED | VARIANTS if name == headline else {})).items():
+                    beside = {"base_at_bytes": bases[codec.base], **curves}
+                    metrics |= _measure(f"{subjects[-1]}/{setting}", x, bound, codec, beside)
         subject = f"{headline}, {RELATIVE_BOUNDS[0]:.0e}"
         bound = Abs(RELATIVE_BOUNDS[0] * value_range(arrays[headline]))
         running = [trimtab_contender(name, [arrays[headline]], [codec], bound) for name, codec in CODECS.items()]

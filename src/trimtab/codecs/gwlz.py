@@ -31,19 +31,20 @@ base codec's buffers have their names after "base.".
   `trimtab.kernels.enhancer` defines the order within a group, what is computed, and the sums that no unit may reach.
   Edges and origins are within 2^30, exclusive.
 - ``kept_counts``: for each tile a uint32, how many of its elements are kept.
-- ``kept``: absent bytes where there are none; else a uint32, the bytes of a token block; the block, of
-  `trimtab.kernels.ans` with ``back`` 2, in rows of 64 tokens, zeros fill the last one; extra bits. Together they give,
-  by `trimtab.kernels.tokens`, one integer for each kept element of the tiles in turn, whose folded form is its position
-  in the tile, in C order, minus the one before and minus 1; for the first of a tile the position itself.
+- ``kept``: empty where there are none; else a uint32, the bytes of a token block; the block, of `trimtab.kernels.ans`
+  with ``back`` 2, in rows of 64 tokens, zeros fill the last one; extra bits. Together they give, by
+  `trimtab.kernels.tokens`, an integer for each kept element, tile by tile. Its folded form is the element's position in
+  the tile, in C order, minus that of the one before in the tile and minus 1; for the first of a tile the position.
 
-The array is folded and cut into tiles as by codec "sz". Elements of the base codec's array are divided by the unit in
-float64, rounded to integers, ties to even, and cut to within 2^30, exclusive; in place of NaN and infinities stands
-the integer before in the row of the tile's block, or 0. The block of a tile has the tile and on all sides those of the
-elements beside it that the networks see; beyond the array's ends stand the elements at the ends (of a fold's rows,
-whatever their lane). The neighbours of an element stand at distances, in whole steps (along the last axis in lanes),
-whose squares sum up to at most 64, 10 or 6 in one, two or three axes, in the order of the first axis' distance, then
-that of the second and third. The correction times (unit / 32) is added in float64 and rounded to the array's dtype, for
-2-byte dtypes by way of float32. NaN, infinities, elements whose correction is 0, and kept elements stay as they are.
+The array is folded and cut into tiles as by codec "sz". The block of a tile is the tile and on all sides as many elements of the
+base codec's array as the networks see, 8, 3 or 2 for one, two or three axes, along the last axis times the lane; beyond
+the array's ends its outermost elements stand again. All are divided by the unit in float64, rounded to integers, ties
+to even, and cut to within 2^30, exclusive; for NaN and infinities stands the integer of the last finite element before
+in the row of the block, or 0. The neighbours of an element are those whose distances along the axes, along the last one
+in lanes, have squares that sum up to at most 64, 10 or 6 for one, two or three axes; they come in ascending order of
+the distance along the first axis, then the second and the third. The correction times (unit / 32) is added in float64
+and rounded to the array's dtype, for 2-byte dtypes by way of float32. NaN, infinities, elements whose correction is 0,
+and kept elements stay as they are.
 """
 
 from __future__ import annotations
