@@ -88,7 +88,7 @@ def test_the_codec_can_be_chosen(trimtab, field, tmp_path, codec):
     assert tt.load(tmp_path / "f.tt").reader.header("field").codec["id"] == codec
 
 
-@pytest.mark.parametrize("level", [None, "ratio"])
+@pytest.mark.parametrize("level", [None, "fast"])
 def test_a_learned_enhancer_brings_a_field_closer(trimtab, tmp_path, level):
     x = np.exp(np.add.outer(np.sin(np.arange(200) / 9), 2 * np.cos(np.arange(300) / 7))).astype(np.float32)
     np.save(tmp_path / "x.npy", x)

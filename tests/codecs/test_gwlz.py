@@ -21,7 +21,7 @@ from trimtab.codecs import GWLZ, SZ, make_codec
 from trimtab.codecs.gwlz_networks import Networks, neighbours
 from trimtab.codecs.surroundings import Surroundings, row_starts
 from trimtab.codecs.tiling import MAX_TILE_SIZE, Fold
-from trimtab.errors import Corrupt, FormatError
+from trimtab.errors import Corrupt, FormatError, UsageError
 from trimtab.files import Reader, to_bytes
 from trimtab.packed import Packed
 
@@ -208,6 +208,18 @@ def test_decoding_needs_no_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout == "(30, 30, 30) gwlz\n"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"groups": 0}, {"groups": 17}, {"hidden": (0,)}, {"hidden": (8, 8, 8)}, {"steps": 0}, {"relaxed": 3}],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(UsageError, match="out of range"):
+        GWLZ(**wrong)
+    with pytest.raises(Corrupt, match="gwlz"):
+        make_codec({"id": "gwlz", **wrong})
 
 
 def test_surroundings_are_those_before_anything_was_rewritten():

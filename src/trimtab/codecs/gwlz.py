@@ -36,15 +36,15 @@ base codec's buffers have their names after "base.".
   `trimtab.kernels.tokens`, an integer for each kept element, tile by tile. Its folded form is the element's position in
   the tile, in C order, minus that of the one before in the tile and minus 1; for the first of a tile the position.
 
-The array is folded and cut into tiles as by codec "sz". The block of a tile is the tile and on all sides as many elements of the
-base codec's array as the networks see, 8, 3 or 2 for one, two or three axes, along the last axis times the lane; beyond
-the array's ends its outermost elements stand again. All are divided by the unit in float64, rounded to integers, ties
-to even, and cut to within 2^30, exclusive; for NaN and infinities stands the integer of the last finite element before
-in the row of the block, or 0. The neighbours of an element are those whose distances along the axes, along the last one
-in lanes, have squares that sum up to at most 64, 10 or 6 for one, two or three axes; they come in ascending order of
-the distance along the first axis, then the second and the third. The correction times (unit / 32) is added in float64
-and rounded to the array's dtype, for 2-byte dtypes by way of float32. NaN, infinities, elements whose correction is 0,
-and kept elements stay as they are.
+The array is folded and cut into tiles as by codec "sz". The block of a tile is the tile and on all sides as many
+elements of the base codec's array as the networks see, 8, 3 or 2 for one, two or three axes, along the last axis times
+the lane; beyond the array's ends its outermost elements stand again. All are divided by the unit in float64, rounded to
+integers, ties to even, and cut to within 2^30, exclusive; for NaN and infinities stands the integer of the last finite
+element before in the row of the block, or 0. The neighbours of an element are those whose distances along the axes,
+along the last one in lanes, have squares that sum up to at most 64, 10 or 6 for one, two or three axes; they come in
+ascending order of the distance along the first axis, then the second and the third. The correction times (unit / 32) is
+added in float64 and rounded to the array's dtype, for 2-byte dtypes by way of float32. NaN, infinities, elements whose
+correction is 0, and kept elements stay as they are.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ from trimtab.codecs.sz import SZ
 from trimtab.codecs.sz_tokens import decode_tokens, encode_tokens
 from trimtab.codecs.tiling import Fold, Tile
 from trimtab.dtypes import FLOATS
-from trimtab.errors import Corrupt
+from trimtab.errors import Corrupt, UsageError
 from trimtab.packed import Header, Packed, digest
 
 _SMALL = 1 << 12  # elements below which networks cannot pay
@@ -116,6 +116,14 @@ class GWLZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     hidden: Annotated[tuple[Units, ...], msgspec.Meta(max_length=MAX_HIDDEN_LAYERS)] = (16, 8)
     steps: Annotated[int, msgspec.Meta(ge=1, le=10**6)] = 2000
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+
+    def __post_init__(self) -> None:
+        units_fit = len(self.hidden) <= MAX_HIDDEN_LAYERS and all(1 <= units <= MAX_UNITS for units in self.hidden)
+        if not (units_fit and self.relaxed in (1, 2) and 1 <= self.groups <= MAX_GROUPS and 1 <= self.steps <= 10**6):
+            raise UsageError(
+                f"{self} is out of range; expected relaxed 1 or 2, 1 to {MAX_GROUPS} groups, at most "
+                f"{MAX_HIDDEN_LAYERS} hidden layers of 1 to {MAX_UNITS} units, and 1 to 1000000 steps"
+            )
 
     @np.errstate(invalid="ignore")  # signalling NaN only pass through
     def encode(self, x: np.ndarray, bound: Bound = Lossless()) -> Packed:
