@@ -19,6 +19,7 @@ from trimtab import store
 from trimtab.bounds import PSNR, Abs, PointwiseRel, Rel, largest_error, psnr
 from trimtab.codecs import GWLZ, SZ, make_codec
 from trimtab.codecs.gwlz_networks import Networks, neighbours
+from trimtab.codecs.gwlz_training import Price, Samples, fit
 from trimtab.codecs.surroundings import Surroundings, row_starts
 from trimtab.codecs.tiling import MAX_TILE_SIZE, Fold
 from trimtab.errors import Corrupt, FormatError, UsageError
@@ -220,6 +221,19 @@ def test_settings_out_of_range_are_refused(wrong):
         GWLZ(**wrong)
     with pytest.raises(Corrupt, match="gwlz"):
         make_codec({"id": "gwlz", **wrong})
+
+
+@pytest.mark.parametrize("hidden", [(), (1,), (64,), (64, 64), (16, 8)], ids=str)
+def test_what_is_fitted_is_exact(hidden):
+    """Sums of the largest networks, and of steep ones, stay where arithmetic is exact."""
+    rng = np.random.default_rng(0)
+    near = rng.choice(np.array([-127, -1, 0, 1, 127], np.int8), (4000, 16))
+    error = np.where(near[:, 3] > 0, 1.0, -1.0).astype(np.float32)
+    samples = Samples(near, rng.integers(-(10**6), 10**6, 4000), error, np.ones(4000, np.float32))
+    fitted = fit(samples, 10**6, 3, hidden, 20, 0, Price(10**6, 1.0), 1.0)
+    assert fitted is not None
+    assert fitted.networks.hidden == hidden
+    fitted.networks.check()
 
 
 def test_surroundings_are_those_before_anything_was_rewritten():

@@ -249,6 +249,7 @@ def _least_squares(inputs: np.ndarray, samples: Samples) -> tuple[np.ndarray, fl
 def _last(weights: np.ndarray, bias: float, largest: int, hidden: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the last layer in whole numbers."""
     most = LARGEST_ACTIVATION if hidden else LARGEST_INPUT
+    largest = min(largest, SUM_LIMIT // 2 // (weights.size * most))
     shift = 24
     while shift > 0:
         scale = 2.0**shift
