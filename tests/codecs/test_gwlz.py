@@ -19,11 +19,12 @@ from trimtab import store
 from trimtab.bounds import PSNR, Abs, PointwiseRel, Rel, largest_error, psnr
 from trimtab.codecs import GWLZ, SZ, make_codec
 from trimtab.codecs.gwlz_networks import Networks, neighbours
-from trimtab.codecs.gwlz_training import Price, Samples, fit
+from trimtab.codecs.gwlz_training import Price, Samples, fit, rounded_last
 from trimtab.codecs.surroundings import Surroundings, row_starts
 from trimtab.codecs.tiling import MAX_TILE_SIZE, Fold
 from trimtab.errors import Corrupt, FormatError, UsageError
 from trimtab.files import Reader, to_bytes
+from trimtab.kernels.enhancer.ref import LARGEST_ACTIVATION, SUM_LIMIT
 from trimtab.packed import Packed
 
 QUICK = GWLZ(steps=100)
@@ -234,6 +235,16 @@ def test_what_is_fitted_is_exact(hidden):
     assert fitted is not None
     assert fitted.networks.hidden == hidden
     fitted.networks.check()
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 100.0, 1e9])
+def test_last_layers_are_exact(scale):
+    """64 equal weights: their sum is what counts, not one of them."""
+    weights, biases, shifts = rounded_last(np.full(64, scale), scale, 511, hidden=True)
+    assert abs(weights).sum() * LARGEST_ACTIVATION + abs(biases).max() < SUM_LIMIT
+    assert 0 <= shifts[0] <= 31
+    if scale == 1.0:
+        assert weights[0, 0] == 2 ** shifts[0] > 8
 
 
 def test_surroundings_are_those_before_anything_was_rewritten():

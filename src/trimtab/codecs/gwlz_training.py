@@ -171,7 +171,7 @@ class _Network:
             network.layers.append(layer)
             inputs = _activations(inputs, layer)
         weights, bias = _least_squares(inputs, samples)
-        network.layers.append(_last(weights, bias, _LARGEST_WEIGHT if hidden else _FIRST_LARGEST, bool(hidden)))
+        network.layers.append(rounded_last(weights, bias, _LARGEST_WEIGHT if hidden else _FIRST_LARGEST, bool(hidden)))
         return network
 
     def corrections(self, samples: Samples, origin: int) -> np.ndarray:
@@ -246,8 +246,10 @@ def _least_squares(inputs: np.ndarray, samples: Samples) -> tuple[np.ndarray, fl
     return solution[:-1], float(solution[-1])
 
 
-def _last(weights: np.ndarray, bias: float, largest: int, hidden: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the last layer in whole numbers."""
+def rounded_last(
+    weights: np.ndarray, bias: float, largest: int, hidden: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the last layer in whole numbers: weights (int, as floats), bias and shift."""
     most = LARGEST_ACTIVATION if hidden else LARGEST_INPUT
     largest = min(largest, SUM_LIMIT // 2 // (weights.size * most))
     shift = 24
