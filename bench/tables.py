@@ -185,6 +185,45 @@ def rate_distortion_tables(record: Record) -> str:
     return "\n\n".join([*parts, _notes(record)])
 
 
+GWLZ_COLUMNS = (
+    Column("base_psnr", "base, dB", ".2f"),
+    Column("psnr", "with GWLZ", ".2f"),
+    Column("base_at_bytes", "base at the same bytes", ".2f"),
+    Column("gain", "gain", "+.2f"),
+    Column("sz3_at_bytes", "sz3 at the same bytes", ".2f"),
+    Column("overhead", "more bytes", ".2%"),
+    Column("error", "largest error, as a share of the bound", ".3f"),
+)
+
+
+def gwlz_tables(record: Record) -> str:
+    """Return what GWLZ gains: a row a field, bound and base; then the settings tried on the large field, and speeds."""
+    names = list(record.encoding["contenders"])
+    headline = record.encoding["headline"]
+    bases = [name for name in names if f"{headline}/{name}/decode" in record.metrics]
+    subjects = list(dict.fromkeys(key.rsplit("/", 2)[0] for key in record.metrics))
+    heads = ["", *(column.head for column in GWLZ_COLUMNS)]
+    cells = [[f"{s}, {name}", *_gwlz_row(record, f"{s}/{name}")] for s in subjects for name in bases]
+    tried = [[name, *_gwlz_row(record, f"{headline}/{name}")] for name in names]
+    speeds = [
+        [name, *(f"{1000 * record.metrics[f'{headline}/{name}/{phase}'].value:.3g}" for phase in ("encode", "decode"))]
+        for name in bases
+    ]
+    return "\n\n".join(
+        [
+            f"**Gain at equal bytes**; where nothing pays, what is packed is the base's\n\n{markdown(heads, cells)}",
+            f"**Settings, {headline}**\n\n{markdown(heads, tried)}",
+            f"**Speed, {headline}**\n\n{markdown(['', 'encode, MB/s', 'decode, MB/s'], speeds)}",
+            _notes(record),
+        ]
+    )
+
+
+def _gwlz_row(record: Record, key: str) -> list[str]:
+    found = [(record.metrics.get(f"{key}/{column.what}"), column) for column in GWLZ_COLUMNS]
+    return [f"{metric.value:{column.form}}" if metric else "-" for metric, column in found]
+
+
 def scaling_table(record: Record) -> str:
     """Return what the second thread brings, a row an array."""
     heads, rows = [""], [[subject] for subject in record.data]
@@ -276,6 +315,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "delta": ("Tuned weights, against their base", delta_tables),
     "lossy": ("Fields, within an error bound", lossy_tables),
     "rate_distortion": ("Fields, size at equal PSNR", rate_distortion_tables),
+    "gwlz": ("Fields, with a learned enhancer", gwlz_tables),
     "scaling": ("A second thread", scaling_table),
     "transfer": ("Parameters of another model", transfer_tables),
     "startup": ("Start-up", startup_table),

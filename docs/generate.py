@@ -30,6 +30,7 @@ LAYOUTS = {
     "sz: interpolated tiles": "trimtab.codecs.sz_interpolated",
     "sz: the body of an interpolated tile": "trimtab.codecs.interpolation",
     "sz: pyramids": "trimtab.codecs.pyramid",
+    "gwlz": "trimtab.codecs.gwlz",
 }
 """Heading -> the module whose docstring describes the bytes of a codec, or of a part of it."""
 

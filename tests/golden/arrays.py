@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.samples import special
 from trimtab.bounds import PSNR, Abs, Bound, Lossless, PointwiseRel, Rel
-from trimtab.codecs import ENEC, SZ, Codec, Raw
+from trimtab.codecs import ENEC, GWLZ, SZ, Codec, Raw
 from trimtab.dtypes import FLOATS, INTEGERS, NAMES, numpy_dtype
 
 Case = tuple[np.ndarray, Bound, Codec]
@@ -150,6 +150,22 @@ def sz_integers() -> dict[str, Case]:
     return cases
 
 
+def gwlz() -> dict[str, Case]:
+    quick = GWLZ(hidden=(3, 2), groups=2, steps=30)
+    rough, walk = field("float64", 30, 31, 32), (noise(120_000).cumsum() / 4096).astype(np.float32)
+    cases: dict[str, Case] = {
+        "one axis": (walk[:30_000], Abs(0.25), GWLZ(hidden=())),
+        "hidden layers": (walk, Abs(0.25), GWLZ(hidden=(3, 2), groups=1, steps=1500)),
+        "two axes": (rough.reshape(120, 248), Abs(1.0), GWLZ(hidden=())),
+        "pairs": (rough.reshape(30, 496, 2), Rel(0.01), GWLZ(hidden=())),
+        "relaxed": (rough, Abs(0.5), GWLZ(hidden=(), relaxed=2)),
+        "ratio": (rough, Abs(1.0), GWLZ(hidden=(), base=SZ(level="ratio"))),
+    }
+    for name in FLOATS:
+        cases[f"special {name}"] = (with_specials(rough.astype(numpy_dtype(name)), largest=False), Abs(1.0), quick)
+    return cases
+
+
 FILES: dict[str, Callable[[], dict[str, Case]]] = {
     "raw": raw,
     "enec": enec,
@@ -159,4 +175,5 @@ FILES: dict[str, Callable[[], dict[str, Case]]] = {
     "sz-fast": sz_fast,
     "sz-ratio": sz_ratio,
     "sz-integers": sz_integers,
+    "gwlz": gwlz,
 }

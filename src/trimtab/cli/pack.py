@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--codec",
-    type=click.Choice(["enec", "sz", "raw"]),
-    help="Without it, enec where nothing may be lost, else sz.",
+    type=click.Choice(["enec", "sz", "gwlz", "raw"]),
+    help="Without it, enec where nothing may be lost, else sz. gwlz is sz and small networks that bring fields closer.",
 )
 @options.level_option
 @options.base_option
@@ -74,8 +74,8 @@ def verb(
     lossless = isinstance(bound, Lossless) and target_ratio is None
     if integers and lossless:
         raise UsageError("--integers needs an error bound, for instance --abs 1; leave it out to lose nothing")
-    if codec == "sz" and lossless:
-        raise UsageError("--codec sz needs an error bound, for instance --rel 1e-3; leave it out to lose nothing")
+    if codec in ("sz", "gwlz") and lossless:
+        raise UsageError(f"--codec {codec} needs an error bound, for instance --rel 1e-3; leave it out to lose nothing")
     if codec in ("enec", "raw") and target_ratio is not None:
         raise UsageError(f"--codec {codec} loses nothing, so there is no bound to choose for --target-ratio")
     if codec == "raw" and level:
