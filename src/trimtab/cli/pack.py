@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     type=click.Choice(["enec", "sz", "raw"]),
     help="Without it, enec where nothing may be lost, else sz.",
 )
+@click.option(
+    "--sparse",
+    "codec",
+    flag_value="sparse",
+    help="For arrays with many zeros, such as pruned weights: codec sparse, and the usual one where that is shorter.",
+)
 @options.level_option
 @click.option("--integers", is_flag=True, help="Let the bound apply to integer arrays (images, counts), too.")
 @options.tensors_only_option
@@ -75,6 +81,8 @@ def verb(
         raise UsageError(f"--codec {codec} loses nothing, so there is no bound to choose for --target-ratio")
     if codec == "raw" and level:
         raise UsageError(f"--codec raw stores arrays as they are; leave out --level {level}")
+    if codec == "sparse" and level:
+        raise UsageError(f"--sparse always packs for the best ratio; leave out --level {level}")
     begun = time.perf_counter()
     with open_source(source, tensors_only=tensors_only) as arrays, options.chosen_threads(threads):
         options.check_output(out, source, force=force)

@@ -31,7 +31,12 @@ class Codec(Protocol):
         ...
 
 
-_CLASSES = {"raw": "trimtab.codecs.raw:Raw", "enec": "trimtab.codecs.enec:ENEC", "sz": "trimtab.codecs.sz:SZ"}
+_CLASSES = {
+    "raw": "trimtab.codecs.raw:Raw",
+    "enec": "trimtab.codecs.enec:ENEC",
+    "sz": "trimtab.codecs.sz:SZ",
+    "sparse": "trimtab.codecs.sparse:Sparse",
+}
 
 
 def codec_ids() -> list[str]:
