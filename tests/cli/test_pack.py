@@ -95,7 +95,7 @@ def test_pruned_weights_are_packed_as_sparse(trimtab, tmp_path):
     save_file(weights, tmp_path / "m.safetensors")
     sizes = {}
     for flags in ([], ["--sparse"], ["--abs", "0.05"], ["--abs", "0.05", "--sparse"]):
-        out = tmp_path / f"{'-'.join(flags)}.tt"
+        out = tmp_path / f"m{'-'.join(flags)}.tt"
         assert trimtab("pack", tmp_path / "m.safetensors", out, *flags).exit_code == 0
         sizes[tuple(flags)] = out.stat().st_size
         loaded = tt.load(out)

@@ -145,7 +145,7 @@ def sparse() -> dict[str, Case]:
     cases["integers"] = (np.where(noise(900, 3) < 200, 0, noise(900)), Abs(3.0))
     cases["bits"] = (np.where(noise(900, 3) < 0, 0, noise(900) << 40), Lossless())
     chunks = np.zeros(2**19 + 500, np.float32)
-    chunks[::5001] = noise(210)
+    chunks[::5001] = noise(105)
     cases["two chunks"] = (chunks, Abs(0.5))
     return {name: (x, bound, Sparse()) for name, (x, bound) in cases.items()}
 

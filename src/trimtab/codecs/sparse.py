@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -115,9 +115,10 @@ class Sparse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         name = dtype_name(x.dtype)
         flat = np.ascontiguousarray(x, numpy_dtype(name)).reshape(-1)
         if name in FLOATS and isinstance(bound, Abs | Rel | PSNR):
-            packed = self._quantised(flat, x.shape, bound)
+            found = _quantised(flat, x.shape, bound)
+            packed = found[0] if found else None
         elif lossless or not isinstance(bound, PSNR):  # the ratio to noise is one of all elements, zeros among them
-            packed = self._exact(flat, x.shape, bound)
+            packed = _exact(flat, x.shape, bound)
         else:
             return usual
         return packed if packed is not None and packed.num_bytes < usual.num_bytes else usual
@@ -157,62 +158,6 @@ class Sparse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Return the array as its only piece."""
         return [y]
 
-    def _quantised(self, flat: np.ndarray, shape: tuple[int, ...], bound: Bound) -> Packed | None:
-        """Return the shortest entry with quantised elements, or None if too many are beyond quantisation."""
-        tiles = Fold.of(shape).tiles()
-        best = None
-        for plan in plans(flat, tiles, bound):
-            found = _quantise(flat, plan)
-            if found is None:
-                continue
-            q, outliers, y = found
-            coded = _encode_places(q, shape, True, flat.itemsize)
-            if coded is None:
-                continue
-            params = SparseParams(lag=coded.lag, order=coded.order, step=plan.params.step)
-            buffers = {"data": coded.data}
-            if outliers.size:
-                buffers |= {"outliers": outliers.astype("<u8"), "exact": flat[outliers]}
-            packed = Packed(self._header(flat, shape, bound, params), buffers, [digest(y)])
-            best = packed if best is None or packed.num_bytes < best.num_bytes else best
-        return best
-
-    def _exact(self, flat: np.ndarray, shape: tuple[int, ...], bound: Bound) -> Packed | None:
-        """Return the entry whose elements are packed apart, or None if few are zero."""
-        mask = _nonzero(flat)
-        count = int(np.count_nonzero(mask))
-        if count > _DENSE * flat.size:
-            return None
-        coded = _encode_places(mask.view(np.uint8).astype(np.int32), shape, False, flat.itemsize)
-        if coded is None:
-            return None
-        values, digests = flat[mask], None
-        if isinstance(bound, Lossless):
-            nested = ENEC(mode="ratio").encode(values)
-        else:
-            if isinstance(bound, Rel):  # relative to all elements, of which zero is one
-                span = float(int(flat.max()) - int(flat.min()))
-                within: Bound = Abs(max(bound.value * span, 0.25))
-            else:
-                within = bound
-            nested = SZ().encode(values, within)
-            y = np.zeros_like(flat)
-            y[mask] = make_codec(nested.header.codec).decode(nested)
-            digests = [digest(y)]
-        entry = _Values(codec=nested.header.codec, params=nested.header.params, count=count)
-        params = SparseParams(lag=coded.lag, order=coded.order, values=entry)
-        buffers = {"data": coded.data, **{f"values.{role}": buffer for role, buffer in nested.buffers.items()}}
-        return Packed(self._header(flat, shape, bound, params), buffers, digests)
-
-    def _header(self, flat: np.ndarray, shape: tuple[int, ...], bound: Bound, params: SparseParams) -> Header:
-        return Header(
-            codec=describe(self),
-            bound=bound,
-            dtype=flat.dtype.name,
-            shape=shape,
-            params=msgspec.to_builtins(params),
-        )
-
 
 @dataclass(frozen=True)
 class _Coded:
@@ -247,6 +192,91 @@ class _Layout:
         """Write elements in the order of coding to an array."""
         if not self.in_place:
             y.reshape(self.rows, -1)[...] = coded.reshape(-1, self.rows).T
+
+
+class SparseTrials:
+    """One array of floats under many absolute bounds, for searches: order and lag are chosen only once.
+
+    The array has at least 1 element, and one that is finite and not zero.
+    """
+
+    def __init__(self, x: np.ndarray) -> None:
+        self._shape = x.shape
+        self._flat = np.ascontiguousarray(x, numpy_dtype(dtype_name(x.dtype))).reshape(-1)
+        self._places = _choose_places(_nonzero(self._flat).astype(np.int32), x.shape, False)
+
+    @np.errstate(invalid="ignore")
+    def pack(self, bound: Abs) -> tuple[Packed, np.ndarray] | None:
+        """Return the entry that codec "sparse" makes, and the array that a decoder returns; None if it cannot."""
+        found = _quantised(self._flat, self._shape, bound, self._places)
+        return (found[0], found[1].reshape(self._shape)) if found else None
+
+
+def _quantised(
+    flat: np.ndarray, shape: tuple[int, ...], bound: Bound, places: tuple[Order, int] | None = None
+) -> tuple[Packed, np.ndarray] | None:
+    """Return the shortest entry with quantised elements, and what a decoder makes of it (flat).
+
+    None if too many elements are beyond quantisation.
+    """
+    tiles = Fold.of(shape).tiles()
+    best = None
+    for plan in plans(flat, tiles, bound):
+        if not plan.exact:
+            plan = _with_short_step(plan)
+        found = _quantise(flat, plan)
+        coded = found and _encode_places(found[0], shape, True, flat.itemsize, places)
+        if not found or not coded:
+            continue
+        _, outliers, y = found
+        params = SparseParams(lag=coded.lag, order=coded.order, step=plan.params.step)
+        buffers = {"data": coded.data}
+        if outliers.size:
+            buffers |= {"outliers": outliers.astype("<u8"), "exact": flat[outliers]}
+        packed = Packed(_header(flat, shape, bound, params), buffers, [digest(y)])
+        best = (packed, y) if best is None or packed.num_bytes < best[0].num_bytes else best
+    return best
+
+
+def _with_short_step(plan: Plan) -> Plan:
+    """Return a plan whose step has few digits, which the file spells out; it is no larger."""
+    step = plan.params.step
+    unit = 10.0 ** (math.floor(math.log10(step)) - 4)
+    short = float(f"{math.floor(step / unit) * unit:.5g}")
+    return replace(plan, params=msgspec.structs.replace(plan.params, step=short)) if 0 < short <= step else plan
+
+
+def _exact(flat: np.ndarray, shape: tuple[int, ...], bound: Bound) -> Packed | None:
+    """Return the entry whose elements are packed apart, or None if few are zero."""
+    mask = _nonzero(flat)
+    count = int(np.count_nonzero(mask))
+    if count > _DENSE * flat.size:
+        return None
+    coded = _encode_places(mask.astype(np.int32), shape, False, flat.itemsize)
+    if coded is None:
+        return None
+    values, digests = flat[mask], None
+    if isinstance(bound, Lossless):
+        nested = ENEC(mode="ratio").encode(values)
+    else:
+        if isinstance(bound, Rel):  # relative to all elements, of which zero is one
+            span = float(int(flat.max()) - int(flat.min()))
+            bound_of_values: Bound = Abs(max(bound.value * span, 0.25))
+        else:
+            bound_of_values = bound
+        nested = SZ().encode(values, bound_of_values)
+        y = np.zeros_like(flat)
+        y[mask] = make_codec(nested.header.codec).decode(nested)
+        digests = [digest(y)]
+    entry = _Values(codec=nested.header.codec, params=nested.header.params, count=count)
+    params = SparseParams(lag=coded.lag, order=coded.order, values=entry)
+    buffers = {"data": coded.data, **{f"values.{role}": buffer for role, buffer in nested.buffers.items()}}
+    return Packed(_header(flat, shape, bound, params), buffers, digests)
+
+
+def _header(flat: np.ndarray, shape: tuple[int, ...], bound: Bound, params: SparseParams) -> Header:
+    codec, name = describe(Sparse()), dtype_name(flat.dtype)
+    return Header(codec=codec, bound=bound, dtype=name, shape=shape, params=msgspec.to_builtins(params))
 
 
 def _quantise(flat: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -289,22 +319,13 @@ def _nonzero(flat: np.ndarray) -> np.ndarray:
     return (flat.view(np.uint64).reshape(-1, 2) != 0).any(axis=1)
 
 
-def _encode_places(q: np.ndarray, shape: tuple[int, ...], signed: bool, itemsize: int) -> _Coded | None:
-    """Code integers (int32, in C order) in the best order and lag, or return None if they would not shrink."""
+def _encode_places(
+    q: np.ndarray, shape: tuple[int, ...], signed: bool, itemsize: int, places: tuple[Order, int] | None = None
+) -> _Coded | None:
+    """Code integers (int32, in C order) in an order and lag, by default the best; None if they would not shrink."""
     encode = kernels.load("sparse").encode
-    candidates: list[tuple[int, Order, int]] = []
-    arranged: dict[Order, np.ndarray] = {}
-    for order in ("rows", "columns"):
-        layout = _Layout(shape, order)
-        if order == "columns" and layout.in_place:
-            continue
-        arranged[order] = layout.arrange(q)
-        sample = np.ascontiguousarray(arranged[order][:_SAMPLE])
-        room = np.empty(sample.size * 8 + 64, np.uint8)
-        length = q.size // layout.rows if order == "rows" else layout.rows
-        candidates += [(encode(sample, lag, signed, room), order, lag) for lag in sorted(_lags(sample, length))]
-    _, order, lag = min(candidates, key=lambda candidate: (candidate[0], candidate[1] != "rows"))
-    coded = arranged[order]
+    order, lag = places or _choose_places(q, shape, signed)
+    coded = _Layout(shape, order).arrange(q)
     num_chunks = -(-coded.size // _CHUNK)
     blocks: list[np.ndarray | None] = [None] * num_chunks
 
@@ -323,6 +344,22 @@ def _encode_places(q: np.ndarray, shape: tuple[int, ...], signed: bool, itemsize
         return None
     sizes = np.array([block.size for block in done], "<u4")
     return _Coded(np.concatenate([sizes.view(np.uint8), *done]), order, lag)
+
+
+def _choose_places(q: np.ndarray, shape: tuple[int, ...], signed: bool) -> tuple[Order, int]:
+    """Return the order and lag in which a sample of the integers takes the fewest bytes."""
+    encode = kernels.load("sparse").encode
+    candidates: list[tuple[int, Order, int]] = []
+    for order in ("rows", "columns"):
+        layout = _Layout(shape, order)
+        if order == "columns" and layout.in_place:
+            continue
+        sample = np.ascontiguousarray(layout.arrange(q)[:_SAMPLE])
+        room = np.empty(sample.size * 8 + 64, np.uint8)
+        length = q.size // layout.rows if order == "rows" else layout.rows
+        candidates += [(encode(sample, lag, signed, room), order, lag) for lag in sorted(_lags(sample, length))]
+    _, order, lag = min(candidates, key=lambda candidate: (candidate[0], candidate[1] != "rows"))
+    return order, lag
 
 
 def _lags(sample: np.ndarray, row_length: int) -> set[int]:
