@@ -26,8 +26,8 @@ FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where the Debian package puts the images; the environment variable FASHION_MNIST names another folder."""
 CACHE = Path(__file__).parents[1] / ".cache" / "networks"
 
-NUM_TRAINING = 50_000
-"""Images to train on, the first ones; the other 10,000 of the training set are what budgets are checked on."""
+NUM_TRAINING, NUM_CALIBRATION = 50_000, 5_000
+"""Images of the training set to train on, the first ones, and to calibrate on; budgets are checked on the others."""
 _BATCH = 125
 _RATE = 2e-3
 
@@ -43,15 +43,16 @@ class Split:
         """Return for each image whether the model finds its label (bool)."""
         model.eval()
         with torch.inference_mode():
-            found = [model(part).argmax(1) for part in self.images.split(1000)]
+            found = [model(part).argmax(1) for part in self.images.split(250)]
         return (torch.cat(found) == self.labels).numpy()
 
 
 @dataclass(frozen=True)
 class Images:
-    """Fashion-MNIST: `train` to train and calibrate on, `check` for the budget, `test` for nothing but the report."""
+    """Fashion-MNIST in four parts: `check` is for the budget, `test` for nothing but the report."""
 
     train: Split
+    calibration: Split
     check: Split
     test: Split
 
@@ -146,16 +147,16 @@ def _train(recipe: Recipe, seed: int) -> tuple[nn.Module, nn.Module, float]:
         torch.manual_seed(seed)
         model = recipe.make()
     begun = time.process_time()
-    epoch = _epochs(images().train, recipe.dense, seed)
+    epoch = epochs(images().train, recipe.dense, seed)
     for number in range(recipe.dense):
         epoch(model, number)
     dense = recipe.make()
     dense.load_state_dict(model.state_dict())
-    prune(model, keep_rates(model, recipe.keep), _epochs(images().train, recipe.sparse, seed + 1000), recipe.sparse)
+    prune(model, keep_rates(model, recipe.keep), epochs(images().train, recipe.sparse, seed + 1000), recipe.sparse)
     return dense, model, (time.process_time() - begun) / (recipe.dense + recipe.sparse)
 
 
-def _epochs(split: Split, num_epochs: int, seed: int) -> Callable[[nn.Module, int], None]:
+def epochs(split: Split, num_epochs: int, seed: int) -> Callable[[nn.Module, int], None]:
     """Return a function that trains a model for one epoch of `num_epochs`: Adam, its rate falling as a cosine."""
     generator = torch.Generator().manual_seed(seed)
     num_steps = len(split.labels) // _BATCH

@@ -127,6 +127,17 @@ def test_larger_budgets_make_smaller_files(pruned):
     assert sizes[2] < 0.8 * sizes[0]
 
 
+def test_a_frontier_shares_what_was_measured(pruned):
+    budgets = [0.0, 0.005, 0.02, 0.1]
+    curve = DeepSZ(max_drop=0).frontier(pruned, accuracy, budgets)
+    for small, budget in zip(curve, budgets, strict=True):
+        assert accuracy(pruned) - accuracy(small.model) == small.report["drop"] <= budget == small.report["max_drop"]
+    sizes = [small.report["file_bytes"] for small in curve]
+    assert sizes[0] > sizes[-1]
+    alone = [DeepSZ(max_drop=budget)(pruned, accuracy).report["num_evaluations"] for budget in budgets]
+    assert curve[-1].report["num_evaluations"] < sum(alone)
+
+
 def test_the_file_is_what_was_evaluated(pruned, tmp_path):
     small = DeepSZ(max_drop=0.01)(pruned, accuracy)
     small.save(tmp_path / "m.tt")

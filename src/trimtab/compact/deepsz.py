@@ -21,8 +21,9 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -36,14 +37,14 @@ from trimtab.dtypes import FLOATS
 from trimtab.errors import NoFeasibleChoice, UsageError
 from trimtab.files import Writer, checksum, file_size
 from trimtab.packed import Packed, digest
-from trimtab.tune import Choice, Trial, knapsack
+from trimtab.tune import Choice, knapsack
 
 if TYPE_CHECKING:
     import torch
 
     from trimtab.compact.calibration import Divergence
 
-_FACTORS = (0.9, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.21, 0.18, 0.15, 0.1, 0.05, 0.01)
+_FACTORS = (0.7, 0.55, 0.42, 0.35, 0.3, 0.25, 0.21, 0.18, 0.14, 0.1, 0.05, 0.01)
 """Error bounds that are assessed, as parts of the root mean square of a layer's weights that are not zero."""
 _EXACT = 0.0
 _SMALL = 0.01  # tensors with less than this part of all weights share one factor: each costs little, and an assessment
@@ -79,7 +80,7 @@ class DeepSZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     keep: float | dict[str, float] | None = None
     num_epochs: int = 8
     measure: Literal["kl", "mse"] = "kl"
-    num_samples: int = 512
+    num_samples: int = 256
     confidence: float | None = None
     max_trials: int = 8
 
@@ -120,9 +121,29 @@ class DeepSZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """
         run = _Run(self, evaluate, model, baseline, calibration)
         run.prune(retrain)
-        assessed = run.assess()
-        chosen = run.search_drop(assessed) if self.min_ratio is None else run.search_ratio(assessed, self.min_ratio)
-        return run.result(chosen)
+        if self.min_ratio is None:
+            assert self.max_drop is not None
+            return run.result(run.search_drop(self.max_drop), {"max_drop": self.max_drop})
+        return run.result(run.search_ratio(self.min_ratio), {"min_ratio": self.min_ratio})
+
+    def frontier(
+        self,
+        model: torch.nn.Module,
+        evaluate: Callable[[torch.nn.Module], Any],
+        max_drops: Sequence[float],
+        *,
+        retrain: Callable[[torch.nn.Module, int], Any] | None = None,
+        calibration: Any = None,
+        baseline: torch.nn.Module | None = None,
+    ) -> list[Compacted]:
+        """Return the model under each of several budgets, pruned and assessed once: the curve of accuracy and size.
+
+        `max_drops` takes the place of the setting `max_drop`. What is evaluated for one budget serves the others, too.
+        All else is as in a call.
+        """
+        run = _Run(self, evaluate, model, baseline, calibration)
+        run.prune(retrain)
+        return [run.result(run.search_drop(most), {"max_drop": most}) for most in max_drops]
 
 
 @dataclass(frozen=True)
@@ -243,6 +264,32 @@ Assessed = dict[str, dict[float, dict[str, float]]]
 """Item -> factor -> ``bytes`` and ``divergence``."""
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """A choice that was evaluated, the divergence that it was allowed, and its drop."""
+
+    allowed: float
+    choice: Choice
+    drop: float
+
+
+def _next(best: _Trial | None, high: _Trial | None, most: float, guess: float) -> float:
+    """Return the divergence to allow next, between a trial within the budget and the next one that is not.
+
+    The drop is about proportional to it.
+    """
+    near = best or high
+    if near is None:
+        return guess
+    aim = near.allowed * most / near.drop if near.drop > 0 else math.inf
+    if best is None:
+        return min(max(aim, near.allowed / 8), near.allowed / 2)
+    if high is None:
+        return min(max(aim, 1.5 * near.allowed), 4 * near.allowed)
+    width = high.allowed / near.allowed
+    return min(max(aim, near.allowed * width**0.25), near.allowed * width**0.75)
+
+
 @dataclass
 class _Run:
     """One run of `DeepSZ`."""
@@ -255,7 +302,7 @@ class _Run:
     model: torch.nn.Module = field(init=False)
     items: dict[str, list[_Tensor]] = field(init=False, default_factory=dict)
     fixed: dict[str, tuple[Packed, str]] = field(init=False, default_factory=dict)
-    trace: list[Trial] = field(init=False, default_factory=list)
+    trials: list[_Trial] = field(init=False, default_factory=list)
     seconds: dict[str, float] = field(init=False, default_factory=dict)
     scores: dict[tuple[float, ...], _Score] = field(init=False, default_factory=dict)
     num_evaluations: int = 0
@@ -292,15 +339,10 @@ class _Run:
         self.calls = recorder.calls if record else as_calls(self.calibration)
         if not self.calls:
             raise UsageError("evaluate does not call the model it is given; pass inputs to assess on as calibration=")
-        if settings.max_drop is not None and (drop := self._drop(self.start)) > settings.max_drop:
-            raise NoFeasibleChoice(
-                f"before any weight is quantised the drop is {drop:.4g}, of at most {settings.max_drop:g}; "
-                "keep more weights, or retrain for longer",
-                [Choice("pruned", {"drop": drop, "score": self.start.mean})],
-            )
 
-    def assess(self) -> Assessed:
-        """Return bytes and divergence of each item under each bound, with all other items as they are."""
+    @cached_property
+    def assessed(self) -> Assessed:
+        """Bytes and divergence of each item under each bound, with all other items as they are."""
         from trimtab.compact.calibration import Divergence
 
         self._collect()
@@ -320,68 +362,76 @@ class _Run:
         self._lap("assess")
         return assessed
 
-    def search_drop(self, assessed: Assessed) -> dict[str, float]:
-        """Return the choice of fewest bytes, among those tried, whose drop is within the budget."""
-        most = self.settings.max_drop
-        assert most is not None
-        finite = [m["divergence"] for options in assessed.values() for m in options.values() if m["divergence"] > 0]
-        finite = [divergence for divergence in finite if math.isfinite(divergence)]
-        best = dict.fromkeys(assessed, _EXACT)
-        best_bytes = sum(options[_EXACT]["bytes"] for options in assessed.values())
-        if not finite:
-            return best
-        largest = math.fsum(max(finite) for _ in assessed)
-        low, high = 0.0, math.inf  # divergences that keep the budget, and that do not
-        allowed = min(max(_FIRST_GUESS * most, 2 * min(finite)), largest)
-        for _ in range(self.settings.max_trials):
-            choice = knapsack(assessed, "bytes", {"divergence": allowed})
-            if low and choice.metrics["bytes"] > (1 - _WORTH_A_TRIAL) * best_bytes:
-                break
-            drop = self._try(choice)
-            if drop <= most:
-                low = allowed
-                if choice.metrics["bytes"] < best_bytes:
-                    best, best_bytes = choice.value, choice.metrics["bytes"]
-            else:
-                high = allowed
-            if high <= low * _NARROW or low >= largest:
-                break
-            aim = allowed * most / drop if drop > 0 < most else math.inf  # the drop is about proportional
-            if low and high < math.inf:
-                allowed = min(max(aim, low * (high / low) ** 0.25), low * (high / low) ** 0.75)
-            elif low:
-                allowed = min(max(aim, 1.5 * low), 4 * low, largest)
-            else:
-                allowed = min(max(aim, high / 8), high / 2)
-        self._lap("search")
-        return best
+    def search_drop(self, most: float) -> dict[str, float]:
+        """Return the choice of fewest bytes, among those tried for this budget or another, whose drop is within it.
 
-    def search_ratio(self, assessed: Assessed, min_ratio: float) -> dict[str, float]:
+        Raises:
+            NoFeasibleChoice: the model loses more before any weight is quantised.
+        """
+        if (drop := self._drop(self.start)) > most:
+            raise NoFeasibleChoice(
+                f"before any weight is quantised the drop is {drop:.4g}, of at most {most:g}; "
+                "keep more weights, or retrain for longer",
+                [Choice("not quantised", {"drop": drop, "score": self.start.mean})],
+            )
+        divergences = [m["divergence"] for options in self.assessed.values() for m in options.values()]
+        finite = [divergence for divergence in divergences if 0 < divergence < math.inf]
+        exact = dict.fromkeys(self.assessed, _EXACT)
+        if not finite:
+            return exact
+        largest = len(self.assessed) * max(finite)
+        for _ in range(self.settings.max_trials):
+            best = min(
+                (t for t in self.trials if t.drop <= most), key=lambda t: t.choice.metrics["bytes"], default=None
+            )
+            low = best.allowed if best else 0.0
+            worse = [t for t in self.trials if t.allowed > low and t.drop > most]
+            high = min(worse, key=lambda t: t.allowed, default=None)
+            if low >= largest or (high and high.allowed <= low * _NARROW):
+                break
+            allowed = _next(best, high, most, _FIRST_GUESS * most or min(finite))
+            allowed = min(max(allowed, min(finite)), largest)
+            choice = knapsack(self.assessed, "bytes", {"divergence": allowed})
+            enough = (1 - _WORTH_A_TRIAL) * best.choice.metrics["bytes"] if best else math.inf
+            while choice.metrics["bytes"] > enough and not high and allowed < largest:
+                allowed = min(1.5 * allowed, largest)
+                choice = knapsack(self.assessed, "bytes", {"divergence": allowed})
+            if choice.metrics["bytes"] > enough or (high and allowed >= high.allowed):
+                break
+            drop = self._drop(self._score_of(choice.value))
+            self.trials.append(_Trial(allowed, choice, drop))
+            logger.info("%d bytes: drop %.5f of %.5f", choice.metrics["bytes"], drop, most)
+        self._lap("search")
+        best = min((t for t in self.trials if t.drop <= most), key=lambda t: t.choice.metrics["bytes"], default=None)
+        return best.choice.value if best else exact
+
+    def search_ratio(self, min_ratio: float) -> dict[str, float]:
         """Return the choice of least divergence whose file is `min_ratio` times smaller than the model's tensors."""
+        assessed = self.assessed
         most = self._model_bytes() / min_ratio
         room = most - file_size(self.fixed)
         for _ in range(self.settings.max_trials):
             choice = knapsack(assessed, "divergence", {"bytes": room})
-            size = file_size(*self._file(choice.value))
+            size = file_size(*self._file(choice.value, {"min_ratio": min_ratio}))
             if size <= most:
                 self._lap("search")
                 return choice.value
             room -= size - most
         raise NoFeasibleChoice(f"no choice was found whose file has {most:.0f} bytes or less", [choice])
 
-    def result(self, chosen: Mapping[str, float]) -> Compacted:
+    def result(self, chosen: Mapping[str, float], budget: Mapping[str, float]) -> Compacted:
         """Return the model with the chosen bounds, and what was measured with just these weights."""
         self._put(chosen)
-        score, settings = self._score_of(chosen), self.settings
+        score = self._score_of(chosen)
         drop = self._drop(score)
         assert self.base is not None
-        assert settings.max_drop is None or drop <= settings.max_drop  # it was chosen by this score
-        entries, metadata = self._file(chosen)
+        assert drop <= budget.get("max_drop", math.inf)  # it was chosen by this score
+        entries, metadata = self._file(chosen, budget)
         model_bytes, size = self._model_bytes(), file_size(entries, metadata)
         self._lap("finish")
         report = {
             "drop": drop,
-            **self._budget(),
+            **budget,
             "score": score.mean,
             "score_before_quantising": self.start.mean,
             "score_of_baseline": self.base.mean,
@@ -394,11 +444,14 @@ class _Run:
                 for item, tensors in self.items.items()
                 for tensor in tensors
             },
-            "trials": [{"divergence": trial.value, "drop": trial.reached} for trial in self.trace],
+            "trials": [
+                {"bytes": t.choice.metrics["bytes"], "divergence": t.choice.metrics["divergence"], "drop": t.drop}
+                for t in self.trials
+            ],
             "num_evaluations": self.num_evaluations,
-            "seconds": self.seconds,
+            "seconds": dict(self.seconds),
         }
-        return Compacted(self.model, report, entries, metadata)
+        return Compacted(copy.deepcopy(self.model), report, entries, metadata)
 
     def _collect(self) -> None:
         """Sort the model's tensors into items to assess, and those that are kept exactly; tied ones count once."""
@@ -439,13 +492,6 @@ class _Run:
                 num_bytes += packed.num_bytes
         return num_bytes
 
-    def _try(self, choice: Choice) -> float:
-        """Evaluate a choice and return the drop."""
-        drop = self._drop(self._score_of(choice.value))
-        self.trace.append(Trial(choice.metrics["divergence"], drop))
-        logger.info("%d bytes: drop %.5f", choice.metrics["bytes"], drop)
-        return drop
-
     def _score_of(self, chosen: Mapping[str, float]) -> _Score:
         """Return the score with these bounds, each choice being evaluated once."""
         key = tuple(chosen.values())
@@ -464,7 +510,9 @@ class _Run:
         assert self.base is not None
         return self.base.drop(score, self.settings.confidence)
 
-    def _file(self, chosen: Mapping[str, float]) -> tuple[dict[str, tuple[Packed, str]], dict[str, str]]:
+    def _file(
+        self, chosen: Mapping[str, float], budget: Mapping[str, float]
+    ) -> tuple[dict[str, tuple[Packed, str]], dict[str, str]]:
         """Return the entries and the metadata of the file, in the order of the state dict."""
         entries = dict(self.fixed)
         for item, tensors in self.items.items():
@@ -472,13 +520,9 @@ class _Run:
                 packed, _ = tensor.packed(chosen[item])
                 digests = packed.digests or [digest(as_numpy(tensor.original))]
                 entries[tensor.name] = packed, checksum(digests)
-        figures = {**self._budget(), "drop": round(self._drop(self._score_of(chosen)), 6)}
+        figures = {**budget, "drop": round(self._drop(self._score_of(chosen)), 6)}
         metadata = {"deepsz": json.dumps(figures)} | ({_TIED: json.dumps(self.tied)} if self.tied else {})
         return {name: entries[name] for name in self.model.state_dict() if name in entries}, metadata
-
-    def _budget(self) -> dict[str, float | None]:
-        settings = self.settings
-        return {"max_drop": settings.max_drop} if settings.min_ratio is None else {"min_ratio": settings.min_ratio}
 
     def _model_bytes(self) -> int:
         tensors = [tensor.original for tensors in self.items.values() for tensor in tensors]
@@ -499,5 +543,5 @@ class _Run:
 
     def _lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.seconds[name] = now - self._begun
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._begun
         self._begun = now
