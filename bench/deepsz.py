@@ -2,7 +2,8 @@
 
 Each network is trained, and pruned with retraining, from ten seeds; DeepSZ then runs under ten budgets. The budget is
 checked on 5,000 images held out of the training set, on the file as it is read back; what the same files lose on the
-10,000 test images, which nothing was chosen by, is reported beside it. Bounds are assessed on other images still. Needs FASHION_MNIST, see `bench.networks`.
+10,000 test images, which nothing was chosen by, is reported beside it. Bounds are assessed on other images still.
+Needs Fashion-MNIST, see `bench.networks`; training takes about half an hour, once.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ BUDGETS = tuple(round(0.001 * n, 3) for n in range(1, 11))
 HEADLINE = 0.003
 """The paper's budget, at which ratios and rivals are compared."""
 CONFIDENT = ("LeNet-300-100", 0.95)
-"""The network for which a budget is also asked to hold for samples like those that were checked, with this confidence."""
+"""The network whose budgets are also asked to hold with this confidence, for images like those that are checked."""
 NUM_SEEDS = 10
 LEAST_RATIOS = {"LeNet-300-100": 57.0, "LeNet-5": 56.0}
 _EQUAL = 0.001  # losses of accuracy below this count as equal: five of the images that are checked

@@ -73,8 +73,9 @@ def images() -> Images:
         )
         for name in ("train", "t10k")
     )
-    first, last = slice(NUM_TRAINING), slice(NUM_TRAINING, None)
-    return Images(Split(train.images[first], train.labels[first]), Split(train.images[last], train.labels[last]), test)
+    sizes = NUM_TRAINING, NUM_CALIBRATION, len(train.labels) - NUM_TRAINING - NUM_CALIBRATION
+    parts = zip(train.images.split(sizes), train.labels.split(sizes), strict=True)
+    return Images(*(Split(*part) for part in parts), test)
 
 
 def _idx(path: Path) -> np.ndarray:

@@ -18,12 +18,13 @@ Events of the integer at place i, of which the decoder knows all before:
   context 157 + 8 B + n while n < 8, B being the bits of m but one, 1 to 29; further ones have an even chance.
 
 A context's probability p of an event, in units of 2^-28, and its count n begin with n = 0 and p = 2^27, in the contexts
-below 60 with p = 2^12 times the block's ``initial``. An event is coded with f = p >> 12 held within 24 and 2^16 - 24;
-then p += ((event << 28) - p) r[n] >> 16 with r[n] = 2^16 // (n + 2), rounding down, and n += 1 up to 1023.
+below 60 with p = 2^12 times the block's ``initial``. An event is coded with f = p >> 12; then p += (t - p) r[n] >> 16,
+rounding down, and n += 1 up to 1023. Here t is 2^12 (2^16 - 24) if the event happened, 2^12 x 24 if not, so that no
+event becomes impossible, and r[n] = 2^16 // (n + 2).
 
 A block::
 
-    initial   uint16, at least 1
+    initial   uint16, 24 to 2^16 - 24
     state     uint64, x, at least 2^32
     words     uint32
 
@@ -42,6 +43,8 @@ MAX_LAG = 1 << 18
 NUM_CONTEXTS = 157 + 8 * MAX_BITS
 MAX_COUNT = 1023
 HEAD_SIZE = 10
+LEAST = 24
+"""The least chance of an event, or of none, in units of 2^-16."""
 _SIGNS, _SIZES, _BITS = 60, 69, 157
 _LOW = 1 << 32
 _EVEN = 1 << 15
@@ -53,7 +56,7 @@ def encode(q: np.ndarray, lag: int, signed: bool, out: np.ndarray) -> int:
     `lag` is 0 or from 2 to `MAX_LAG`. Without `signed`, only where nonzeros stand is coded.
     """
     num = int(np.count_nonzero(q))
-    initial = max(min((num * 65536 + q.size // 2) // max(q.size, 1), 65535), 1)
+    initial = max(min((num * 65536 + q.size // 2) // max(q.size, 1), 65536 - LEAST), LEAST)
     model = _Model(initial)
     events: list[tuple[int, int]] = []
     nonzero = (q != 0).tolist()
@@ -85,7 +88,7 @@ def decode(block: np.ndarray, lag: int, signed: bool, q: np.ndarray) -> int:
     coder = _Decoder(block)
     if not coder.good:
         return -1
-    model = _Model(int(block[:2].copy().view("<u2")[0]))
+    model = _Model(coder.initial)
     nonzero = [False] * q.size
     for i in range(q.size):
         context = _place(nonzero, i, lag, model.run)
@@ -111,12 +114,13 @@ class _Model:
         self.size = 0
 
     def chance(self, context: int) -> int:
-        return min(max(self.p[context] >> 12, 24), 65536 - 24)
+        return self.p[context] >> 12
 
     def learn(self, context: int, event: bool) -> int:
         """Return the chance that the event had."""
         f, n = self.chance(context), self.n[context]
-        self.p[context] += ((int(event) << 28) - self.p[context]) * (65536 // (n + 2)) >> 16
+        target = (65536 - LEAST if event else LEAST) << 12
+        self.p[context] += (target - self.p[context]) * (65536 // (n + 2)) >> 16
         self.n[context] = min(n + 1, MAX_COUNT)
         return f
 
@@ -132,11 +136,12 @@ class _Decoder:
     """The state of the numeral system, and the words that are left."""
 
     def __init__(self, block: np.ndarray) -> None:
-        self.good = block.size >= HEAD_SIZE and (block.size - HEAD_SIZE) % 4 == 0 and bool(block[:2].any())
+        self.good = block.size >= HEAD_SIZE and (block.size - HEAD_SIZE) % 4 == 0
         if self.good:
+            self.initial = int(block[:2].copy().view("<u2")[0])
             self.x = int(block[2:HEAD_SIZE].copy().view("<u8")[0])
             self.words = block[HEAD_SIZE:].copy().view("<u4").tolist()[::-1]
-            self.good = self.x >= _LOW
+            self.good = self.x >= _LOW and LEAST <= self.initial <= 65536 - LEAST
 
     def event(self, model: _Model, context: int) -> bool:
         event = self.bit(model.chance(context))
