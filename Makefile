@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
-BENCHES ?= lossless lossy rate_distortion scaling startup
+BENCHES ?= lossless lossy rate_distortion scaling startup deepsz
 
 BIN := $(VENV)/bin
 # pip's warnings are hidden, its errors are not

@@ -227,13 +227,13 @@ def _deepsz_network(record: Record, name: str) -> str:
             f"**{name}**, Fashion-MNIST, {record.data['subjects'][name]['num_seeds']} seeds: medians, quartiles in "
             f"brackets. Accuracy in %: {accuracy}.",
             markdown(heads, rows),
-            f"The budget holds in {number('cases_within', 'g')} of {number('cases', 'g')} cases on the images that it is"
-            f" checked on, in {number('cases_within_on_test', 'g')} on the test images, and in "
+            f"The budget holds in {number('cases_within', 'g')} of {number('cases', 'g')} cases on the images that it"
+            f" is checked on, in {number('cases_within_on_test', 'g')} on the test images, and in "
             f"{number('cases_within_against_dense', 'g')} where the loss is counted from the dense network.{sure}",
             markdown(["weights alone, biases aside", "ratio", "lost, pt", "its bytes over ours"], rivals),
             markdown(["where the weights are", "bytes"], places),
-            f"A run takes {number('seconds', '.2f')} CPU seconds, {number('seconds_in_epochs', '.2f')} epochs of training;"
-            f" a file is decoded at {number('decode', '.0f')} MB/s of weights.",
+            f"A run takes {number('seconds', '.2f')} CPU seconds, {number('seconds_in_epochs', '.2f')} epochs of"
+            f" training; a file is decoded at {number('decode', '.0f')} MB/s of weights.",
         ]
     )
 

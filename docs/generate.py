@@ -29,6 +29,7 @@ LAYOUTS = {
     "sz: interpolated tiles": "trimtab.codecs.sz_interpolated",
     "sz: the body of an interpolated tile": "trimtab.codecs.interpolation",
     "sz: pyramids": "trimtab.codecs.pyramid",
+    "sparse": "trimtab.codecs.sparse",
 }
 """Heading -> the module whose docstring describes the bytes of a codec, or of a part of it."""
 

@@ -350,7 +350,8 @@ def _choose_places(q: np.ndarray, shape: tuple[int, ...], signed: bool) -> tuple
     """Return the order and lag in which a sample of the integers takes the fewest bytes."""
     encode = kernels.load("sparse").encode
     candidates: list[tuple[int, Order, int]] = []
-    for order in ("rows", "columns"):
+    orders: tuple[Order, ...] = ("rows", "columns")
+    for order in orders:
         layout = _Layout(shape, order)
         if order == "columns" and layout.in_place:
             continue

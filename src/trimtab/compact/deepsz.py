@@ -409,14 +409,13 @@ class _Run:
         """Return the choice of least divergence whose file is `min_ratio` times smaller than the model's tensors."""
         assessed = self.assessed
         most = self._model_bytes() / min_ratio
-        room = most - file_size(self.fixed)
+        choice = knapsack(assessed, "divergence", {"bytes": most - file_size(self.fixed)})
         for _ in range(self.settings.max_trials):
-            choice = knapsack(assessed, "divergence", {"bytes": room})
-            size = file_size(*self._file(choice.value, {"min_ratio": min_ratio}))
-            if size <= most:
+            excess = file_size(*self._file(choice.value, {"min_ratio": min_ratio})) - most
+            if excess <= 0:
                 self._lap("search")
                 return choice.value
-            room -= size - most
+            choice = knapsack(assessed, "divergence", {"bytes": choice.metrics["bytes"] - excess})
         raise NoFeasibleChoice(f"no choice was found whose file has {most:.0f} bytes or less", [choice])
 
     def result(self, chosen: Mapping[str, float], budget: Mapping[str, float]) -> Compacted:

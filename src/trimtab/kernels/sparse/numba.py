@@ -37,7 +37,7 @@ def _start(initial, p, n):
 
 @_inline
 def _learnt(p, rate, event):
-    """Return a context's probability behind an event. (Arrays as parameters of what is inlined would be counted.)"""
+    # no arrays: as parameters of what is inlined they would be counted, which takes longer than all the rest
     return p + (((_LIKELY if event == 1 else _UNLIKELY) - p) * rate >> 16)
 
 
@@ -197,10 +197,7 @@ def decode(block, lag, signed, q):
             even = stage == 2 and known >= 8
             f, u = u64(32768 if even else p[context] >> 12), x & u64(65535)
             event = 1 if u < f else 0
-            if event == 1:
-                x = f * (x >> u64(16)) + u
-            else:
-                x = (u64(65536) - f) * (x >> u64(16)) + u - f
+            x = f * (x >> u64(16)) + u if event == 1 else (u64(65536) - f) * (x >> u64(16)) + u - f
             if x < _LOW:
                 x = x << u64(32) | u64(words[min(at, num_words)])
                 at += 1
