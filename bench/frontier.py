@@ -68,12 +68,13 @@ def _panel(left: float, record: Record, name: str, cases: Sequence[Mapping[str, 
     rivals = {
         label: (record.metrics[f"{name}/rivals/{what}"].value, record.metrics[f"{name}/rivals/{what}_drop"].value)
         for what, label in RIVALS.items()
+        if f"{name}/rivals/{what}" in record.metrics
     }
     ratios = [case["ratio"] for case in cases] + [ratio for ratio, _ in rivals.values()]
     drops = [100 * case[f"{split}_drop_pruned"] for case in cases for split in ("check", "test")]
     drops += [drop for _, drop in rivals.values()]
-    low, high = 10 * math.floor(min(ratios) / 10), 10 * math.ceil(max(ratios) / 10)
-    bottom, top = 0.25 * math.floor(min(drops) / 0.25), 0.25 * math.ceil(max(drops) / 0.25)
+    low, high = 10 * math.floor(min(ratios) / 10), 10 * math.floor(max(ratios) / 10) + 10
+    bottom, top = 0.25 * math.floor(min(drops) / 0.25), 0.25 * math.floor(max(drops) / 0.25) + 0.25
 
     def x(ratio: float) -> float:
         return left + PANEL_WIDTH * (ratio - low) / (high - low)

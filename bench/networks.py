@@ -32,7 +32,7 @@ _BATCH = 125
 _RATE = 2e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Images (float32[n, 1, 28, 28], standardised) and labels (int64[n])."""
 

@@ -178,7 +178,9 @@ def deepsz_tables(record: Record) -> str:
 
 def _deepsz_network(record: Record, name: str) -> str:
     def number(key: str, form: str = ".1f", unit: str = "") -> str:
-        found = record.metrics[f"{name}/{key}"]
+        found = record.metrics.get(f"{name}/{key}")
+        if found is None:
+            return "-"
         spread = "" if found.low is None else f" ({found.low:{form}} to {found.high:{form}})"
         return f"{found.value:{form}}{unit}{spread}"
 
