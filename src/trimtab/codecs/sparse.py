@@ -5,8 +5,8 @@ since neighbouring weights do not foretell each other. Without loss, or under `P
 coded apart: the elements are packed by codec "enec" or "sz" as an array of their own. Differences from DeepSZ:
 
 - places are coded in contexts (the run of zeros before, and what stands one and two *lags* before, a lag being an
-  image row or a kernel, whatever the array repeats itself by), where DeepSZ packs gaps of 8 bits by zstd, which takes a
-  fifth more;
+  image row or a kernel, whatever the array repeats itself by), where DeepSZ packs gaps of 8 bits by zstd, which takes up
+  to a tenth more;
 - elements are quantised without a predictor and coded in contexts of signs and magnitudes, where DeepSZ uses SZ;
 - what the bound allows to be zero becomes zero, and costs no place;
 - arrays are read along rows or along columns, and with the lag that makes the result shorter.
