@@ -1,12 +1,13 @@
 """Sparse: arrays of which most elements are zero, such as pruned weights (DeepSZ: Jin et al., HPDC 2019).
 
 Where the elements stand that are not zero, and what they are, is coded in adaptive contexts; nothing is predicted,
-since neighbouring weights do not foretell each other. Without loss, or under `PointwiseRel`, places and elements are
-coded apart: the elements are packed by codec "enec" or "sz" as an array of their own. Differences from DeepSZ:
+since neighbouring weights do not foretell each other. Without loss, under `PointwiseRel`, and of integers, places and
+elements are coded apart: the elements are packed by codec "enec" or "sz" as an array of their own. Differences from
+DeepSZ:
 
 - places are coded in contexts (the run of zeros before, and what stands one and two *lags* before, a lag being an
-  image row or a kernel, whatever the array repeats itself by), where DeepSZ packs gaps of 8 bits by zstd, which takes up
-  to a tenth more;
+  image row or a kernel, whatever the array repeats itself by), where DeepSZ packs gaps of 8 bits by zstd: up to a tenth
+  more;
 - elements are quantised without a predictor and coded in contexts of signs and magnitudes, where DeepSZ uses SZ;
 - what the bound allows to be zero becomes zero, and costs no place;
 - arrays are read along rows or along columns, and with the lag that makes the result shorter.
