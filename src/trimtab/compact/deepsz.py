@@ -381,9 +381,7 @@ class _Run:
             return exact
         largest = len(self.assessed) * max(finite)
         for _ in range(self.settings.max_trials):
-            best = min(
-                (t for t in self.trials if t.drop <= most), key=lambda t: t.choice.metrics["bytes"], default=None
-            )
+            best = self._best(most)
             low = best.allowed if best else 0.0
             worse = [t for t in self.trials if t.allowed > low and t.drop > most]
             high = min(worse, key=lambda t: t.allowed, default=None)
@@ -402,8 +400,13 @@ class _Run:
             self.trials.append(_Trial(allowed, choice, drop))
             logger.info("%d bytes: drop %.5f of %.5f", choice.metrics["bytes"], drop, most)
         self._lap("search")
-        best = min((t for t in self.trials if t.drop <= most), key=lambda t: t.choice.metrics["bytes"], default=None)
+        best = self._best(most)
         return best.choice.value if best else exact
+
+    def _best(self, most: float) -> _Trial | None:
+        """Return the trial of fewest bytes within a budget."""
+        within = (trial for trial in self.trials if trial.drop <= most)
+        return min(within, key=lambda trial: trial.choice.metrics["bytes"], default=None)
 
     def search_ratio(self, min_ratio: float) -> dict[str, float]:
         """Return the choice of least divergence whose file is `min_ratio` times smaller than the model's tensors."""
