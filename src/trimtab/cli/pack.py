@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--sparse",
-    "codec",
-    flag_value="sparse",
+    is_flag=True,
     help="For arrays with many zeros, such as pruned weights: codec sparse, and the usual one where that is shorter.",
 )
 @options.level_option
@@ -50,6 +49,7 @@ def verb(
     out: Path,
     target_ratio: float | None,
     codec: str | None,
+    sparse: bool,
     level: Level | None,
     integers: bool,
     tensors_only: bool,
@@ -79,10 +79,12 @@ def verb(
         raise UsageError("--codec sz needs an error bound, for instance --rel 1e-3; leave it out to lose nothing")
     if codec in ("enec", "raw") and target_ratio is not None:
         raise UsageError(f"--codec {codec} loses nothing, so there is no bound to choose for --target-ratio")
+    if sparse and codec:
+        raise UsageError(f"--sparse is a codec; leave out --codec {codec}")
+    if sparse and level:
+        raise UsageError(f"--sparse always packs for the best ratio; leave out --level {level}")
     if codec == "raw" and level:
         raise UsageError(f"--codec raw stores arrays as they are; leave out --level {level}")
-    if codec == "sparse" and level:
-        raise UsageError(f"--sparse always packs for the best ratio; leave out --level {level}")
     begun = time.perf_counter()
     with open_source(source, tensors_only=tensors_only) as arrays, options.chosen_threads(threads):
         options.check_output(out, source, force=force)
@@ -99,6 +101,7 @@ def verb(
             if exact and not lossless:
                 what = bound_text(bound) if target_ratio is None else "the chosen bound"
                 say(f"{what} does not apply to {names(exact)}; kept exactly")
+        codec = "sparse" if sparse else codec
         made = codec_named(codec, level) if codec else None
         packing = Packing(arrays, made, None if made else level, integers, quiet)
         choice = None
