@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-from bench import curves
-from bench.tables import ASSETS, GIVEN, RATE_DISTORTION_CHART, records
+from bench import curves, frontier
+from bench.tables import ASSETS, DEEPSZ_CHART, GIVEN, RATE_DISTORTION_CHART, records
 from trimtab.errors import UsageError
 from trimtab.records import Record
 
@@ -100,6 +100,7 @@ def _kind(name: str) -> str:
 CHARTS: dict[Path, tuple[str, Callable[[Record], str]]] = {
     ASSETS / "lossless.svg": ("lossless", draw),
     RATE_DISTORTION_CHART: ("rate_distortion", curves.draw),
+    DEEPSZ_CHART: ("deepsz", frontier.draw),
 }
 """File -> the record that it shows, and what draws it."""
 

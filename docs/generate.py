@@ -31,6 +31,7 @@ LAYOUTS = {
     "sz: the body of an interpolated tile": "trimtab.codecs.interpolation",
     "sz: pyramids": "trimtab.codecs.pyramid",
     "gwlz": "trimtab.codecs.gwlz",
+    "sparse": "trimtab.codecs.sparse",
 }
 """Heading -> the module whose docstring describes the bytes of a codec, or of a part of it."""
 

@@ -106,6 +106,26 @@ def test_a_learned_enhancer_needs_a_bound(trimtab, field, tmp_path):
     one_line_error(trimtab("pack", field, tmp_path / "f.tt", "--codec", "gwlz"), "--codec gwlz needs an error bound")
 
 
+def test_pruned_weights_are_packed_as_sparse(trimtab, tmp_path):
+    rng = np.random.default_rng(0)
+    pruned = (rng.random((200, 300)) < 0.05) * rng.standard_normal((200, 300)).astype(np.float32)
+    weights = {"pruned": pruned, "dense": rng.standard_normal((40, 50)).astype(np.float32), "steps": np.arange(9)}
+    save_file(weights, tmp_path / "m.safetensors")
+    sizes = {}
+    for flags in ([], ["--sparse"], ["--abs", "0.05"], ["--abs", "0.05", "--sparse"]):
+        out = tmp_path / f"m{'-'.join(flags)}.tt"
+        assert trimtab("pack", tmp_path / "m.safetensors", out, *flags).exit_code == 0
+        sizes[tuple(flags)] = out.stat().st_size
+        loaded = tt.load(out)
+        assert (loaded.reader.header("pruned").codec["id"] == "sparse") == ("--sparse" in flags)
+        assert loaded.reader.header("dense").codec["id"] != "sparse" or flags[0] == "--abs"
+    plain, sparse, lossy, lossy_sparse = sizes.values()
+    assert sparse < plain
+    assert lossy_sparse < 0.7 * lossy
+    refused = trimtab("pack", tmp_path / "m.safetensors", tmp_path / "n.tt", "--sparse", "--level", "fast")
+    one_line_error(refused, "leave out --level fast")
+
+
 def test_threads_do_not_change_the_file(trimtab, field, tmp_path):
     for count in (1, 2):
         assert trimtab("pack", field, tmp_path / f"{count}.tt", "--rel", "1e-3", "--threads", count).exit_code == 0

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     type=click.Choice(["enec", "sz", "gwlz", "raw"]),
     help="Without it, enec where nothing may be lost, else sz. gwlz is sz and small networks that bring fields closer.",
 )
+@click.option(
+    "--sparse",
+    is_flag=True,
+    help="For arrays with many zeros, such as pruned weights: codec sparse, and the usual one where that is shorter.",
+)
 @options.level_option
 @options.base_option
 @click.option("--integers", is_flag=True, help="Let the bound apply to integer arrays (images, counts), too.")
@@ -45,6 +50,7 @@ def verb(
     out: Path,
     target_ratio: float | None,
     codec: str | None,
+    sparse: bool,
     level: Level | None,
     base: Path | None,
     integers: bool,
@@ -78,8 +84,13 @@ def verb(
         raise UsageError(f"--codec {codec} needs an error bound, for instance --rel 1e-3; leave it out to lose nothing")
     if codec in ("enec", "raw") and target_ratio is not None:
         raise UsageError(f"--codec {codec} loses nothing, so there is no bound to choose for --target-ratio")
+    if sparse and codec:
+        raise UsageError(f"--sparse is a codec; leave out --codec {codec}")
+    if sparse and level:
+        raise UsageError(f"--sparse always packs for the best ratio; leave out --level {level}")
     if codec == "raw" and level:
         raise UsageError(f"--codec raw stores arrays as they are; leave out --level {level}")
+    codec = "sparse" if sparse else codec
     made = codec_named(codec, level) if codec else None
     if base is not None and not lossless:
         raise UsageError("--base packs differences losslessly; leave out the bound, or --base")

@@ -36,6 +36,7 @@ _CLASSES = {
     "enec": "trimtab.codecs.enec:ENEC",
     "sz": "trimtab.codecs.sz:SZ",
     "gwlz": "trimtab.codecs.gwlz:GWLZ",
+    "sparse": "trimtab.codecs.sparse:Sparse",
 }
 
 
