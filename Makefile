@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
-BENCHES ?= lossless delta lossy rate_distortion scaling startup transfer
+BENCHES ?= lossless delta lossy rate_distortion gwlz deepsz scaling startup transfer
 
 BIN := $(VENV)/bin
 # pip's warnings are hidden, its errors are not
@@ -48,6 +48,7 @@ generate: $(VENV)/.docs ## bring the generated parts of the documentation up to 
 
 figures: $(VENV)/.test ## draw the pictures of the documentation again
 	$(BIN)/python -m docs.error_picture
+	$(BIN)/python -m docs.enhancer_picture
 
 check-generated: $(VENV)/.docs ## fail if a generated part is out of date
 	$(BIN)/python -m bench.chart --check

@@ -12,6 +12,7 @@ RESULTS = Path(__file__).parent / "results"
 ASSETS = Path(__file__).parent.parent / "docs" / "assets"
 RATE_DISTORTION_CHART = ASSETS / "rate-distortion.svg"
 AESZ_CHART = ASSETS / "aesz.svg"
+DEEPSZ_CHART = ASSETS / "deepsz.svg"
 
 GIVEN = "trimtab ENEC, given outputs"
 """The contender that decodes into arrays which exist: shown, but not ranked with those that allocate."""
@@ -239,6 +240,126 @@ def aesz_tables(record: Record) -> str:
     return "\n\n".join([*parts, _notes(record)])
 
 
+GWLZ_COLUMNS = (
+    Column("base_psnr", "base, dB", ".2f"),
+    Column("psnr", "with GWLZ", ".2f"),
+    Column("base_at_bytes", "base at the same bytes", ".2f"),
+    Column("gain", "gain", "+.2f"),
+    Column("sz3_at_bytes", "sz3 at the same bytes", ".2f"),
+    Column("overhead", "more bytes", ".2%"),
+    Column("error", "largest error, as a share of the bound", ".3f"),
+)
+
+
+def gwlz_tables(record: Record) -> str:
+    """Return what GWLZ gains: a row a field, bound and base; then the settings tried on the large field, and speeds."""
+    names = list(record.encoding["contenders"])
+    headline = record.encoding["headline"]
+    bases = [name for name in names if f"{headline}/{name}/decode" in record.metrics]
+    subjects = list(dict.fromkeys(key.rsplit("/", 2)[0] for key in record.metrics))
+    heads = ["", *(column.head for column in GWLZ_COLUMNS)]
+    cells = [[f"{s}, {name}", *_gwlz_row(record, f"{s}/{name}")] for s in subjects for name in bases]
+    tried = [[name, *_gwlz_row(record, f"{headline}/{name}")] for name in names]
+    speeds = [
+        [name, *(f"{1000 * record.metrics[f'{headline}/{name}/{phase}'].value:.3g}" for phase in ("encode", "decode"))]
+        for name in bases
+    ]
+    return "\n\n".join(
+        [
+            f"**Gain at equal bytes**; where nothing pays, what is packed is the base's\n\n{markdown(heads, cells)}",
+            f"**Settings, {headline}**\n\n{markdown(heads, tried)}",
+            f"**Speed, {headline}**\n\n{markdown(['', 'encode, MB/s', 'decode, MB/s'], speeds)}",
+            _notes(record),
+        ]
+    )
+
+
+def _gwlz_row(record: Record, key: str) -> list[str]:
+    found = [(record.metrics.get(f"{key}/{column.what}"), column) for column in GWLZ_COLUMNS]
+    return [f"{metric.value:{column.form}}" if metric else "-" for metric, column in found]
+
+
+def deepsz_tables(record: Record) -> str:
+    """Return the chart, where there is one, and for each network what it loses and takes, beside what others take."""
+    parts = [f"![Ratio against loss of accuracy](assets/{DEEPSZ_CHART.name})"] if DEEPSZ_CHART.exists() else []
+    return "\n\n".join(
+        [*parts, *(_deepsz_network(record, name) for name in record.data["subjects"]), _decode_line(record)]
+    )
+
+
+def _deepsz_network(record: Record, name: str) -> str:
+    def number(key: str, form: str = ".1f", unit: str = "") -> str:
+        found = record.metrics.get(f"{name}/{key}")
+        if found is None:
+            return "-"
+        spread = "" if found.low is None else f" ({found.low:{form}} to {found.high:{form}})"
+        return f"{found.value:{form}}{unit}{spread}"
+
+    budgets = dict.fromkeys(case["budget"] for case in record.data["subjects"][name]["cases"])
+    rows = []
+    for budget in budgets:
+        key = f"{100 * budget:.1f} pt"
+        drops = [
+            number(f"{key}/{what}", ".2f") for what in ("check_drop_pruned", "test_drop_pruned", "check_drop_dense")
+        ]
+        rows.append([key, number(f"{key}/ratio"), number(f"{key}/linear_ratio"), *drops])
+    heads = ["budget", "ratio of the file", "of linear layers", "lost, pt", "lost on test images", "lost to dense"]
+    sure = ""
+    if f"{name}/confident/cases" in record.metrics:
+        sure = (
+            f" Where budgets are asked to hold with a confidence of 95 %, they do on the test images in "
+            f"{number('confident/cases_within_on_test', 'g')} of {number('confident/cases', 'g')} cases."
+        )
+    accuracy = ", ".join(
+        f"{what} {number(f'accuracy/{what}_{split}', '.2f')} on the {split} split"
+        for split in ("check", "test")
+        for what in ("dense", "pruned")
+    )
+    rivals = [
+        ["DeepSZ, 0.3 pt", number("rivals/ours"), number("rivals/ours_drop", ".2f"), "-"],
+        [
+            "SZ3 within the same bounds, byte gaps by zstd or xz",
+            *_rival(number, "SZ3"),
+            number("rivals/SZ3_times", ".2f"),
+        ],
+        ["DeepSZ, what Deep Compression loses", number("rivals/equal"), number("rivals/equal_drop", ".2f"), "-"],
+        [
+            "Deep Compression: 5-bit clusters, entropies of codes and gaps",
+            *_rival(number, "Deep Compression"),
+            number("rivals/Deep Compression_times", ".2f"),
+        ],
+        ["codec sparse, lossless", number("rivals/lossless"), "0", "-"],
+        ["zstd, level 19, lossless", number("rivals/zstd"), "0", "-"],
+    ]
+    prefix = f"{name}/places/"
+    places = [
+        [key.removeprefix(prefix), f"{m.value:.0f}"] for key, m in record.metrics.items() if key.startswith(prefix)
+    ]
+    return "\n\n".join(
+        [
+            f"**{name}**, Fashion-MNIST, {record.data['subjects'][name]['num_seeds']} seeds: medians, quartiles in "
+            f"brackets. Accuracy in %: {accuracy}.",
+            markdown(heads, rows),
+            f"The budget holds in {number('cases_within', 'g')} of {number('cases', 'g')} cases on the images that it"
+            f" is checked on, in {number('cases_within_on_test', 'g')} on the test images, and in "
+            f"{number('cases_within_against_dense', 'g')} where the loss is counted from the dense network.{sure}",
+            markdown(["weights alone, biases aside", "ratio", "lost, pt", "its bytes over ours"], rivals),
+            markdown(["where the weights are", "bytes"], places),
+            f"A run takes {number('seconds', '.2f')} CPU seconds, {number('seconds_in_epochs', '.2f')} epochs of"
+            f" training; a file is decoded at {number('decode', '.0f')} MB/s of weights.",
+        ]
+    )
+
+
+def _rival(number: Callable[..., str], what: str) -> list[str]:
+    return [number(f"rivals/{what}"), number(f"rivals/{what}_drop", ".2f")]
+
+
+def _decode_line(record: Record) -> str:
+    found = [(key, m) for key, m in record.metrics.items() if key.startswith("synthetic")]
+    return "\n".join(f"{key.removesuffix('/decode')}: decoded at {m.value:.0f} MB/s." for key, m in found)
+
+
 def scaling_table(record: Record) -> str:
     """Return what the second thread brings, a row an array."""
     heads, rows = [""], [[subject] for subject in record.data]
@@ -331,9 +452,11 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "lossy": ("Fields, within an error bound", lossy_tables),
     "rate_distortion": ("Fields, size at equal PSNR", rate_distortion_tables),
     "aesz": ("AE-SZ, a trained predictor (synthetic series)", aesz_tables),
+    "gwlz": ("Fields, with a learned enhancer", gwlz_tables),
     "scaling": ("A second thread", scaling_table),
     "transfer": ("Parameters of another model", transfer_tables),
     "startup": ("Start-up", startup_table),
+    "deepsz": ("Pruned networks within an accuracy budget", deepsz_tables),
     "gpu": ("On a GPU", gpu_table),
 }
 """Benchmark -> title of its section, and its tables."""

@@ -33,6 +33,8 @@ LAYOUTS = {
     "aesz": "trimtab.codecs.aesz",
     "aesz: tiles in blocks": "trimtab.codecs.aesz_tile",
     "aesz: models": "trimtab.codecs.autoencoder",
+    "gwlz": "trimtab.codecs.gwlz",
+    "sparse": "trimtab.codecs.sparse",
 }
 """Heading -> the module whose docstring describes the bytes of a codec, or of a part of it."""
 

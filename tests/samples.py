@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from trimtab.bounds import Abs, Bound, Rel
+from trimtab.codecs import Codec
 from trimtab.dtypes import FLOATS, NAMES, numpy_dtype
 
 SHAPES = [(), (0,), (1,), (3, 0, 2), (2,), (997,), (31, 37), (13, 17, 19), (5, 3, 4, 7), (2, 3, 5, 3, 7)]
@@ -51,6 +53,12 @@ def same_bits(x: np.ndarray, y: np.ndarray) -> bool:
         return False
     little = [np.ascontiguousarray(a, a.dtype.newbyteorder("<")).tobytes() for a in (x, y)]
     return little[0] == little[1]
+
+
+def promised(codec: Codec, bound: Bound) -> Bound:
+    """Return the loosest bound that a codec may state, and keep, where `bound` is asked for."""
+    relaxed = getattr(codec, "relaxed", 1)
+    return type(bound)(relaxed * bound.value) if relaxed > 1 and isinstance(bound, Abs | Rel) else bound
 
 
 ALL = list(NAMES)

@@ -49,6 +49,10 @@ def test_codecs_need_no_torch():
     assert not loaded(code) & (HEAVY - {"numba", "llvmlite", "zstandard"})
 
 
+def test_settings_of_methods_need_no_torch():
+    assert "torch" not in loaded("import trimtab as tt; tt.compact.DeepSZ(max_drop=0.1)")
+
+
 def help_of(*verbs: str) -> str:
     return f"""
 import sys

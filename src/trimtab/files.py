@@ -38,7 +38,7 @@ from trimtab.packed import Count, Header, Packed
 
 FORMAT_VERSION = 1
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-_LONG = 4096  # bytes of a manifest from which it is packed
+_LONG = 512  # bytes of a manifest from which it is packed
 _PACKED = "zstd:"  # what a packed manifest starts with, where a plain one starts with a brace
 _MAX_EXPANSION = 64
 _DTYPES = {stored: name for name, stored in SAFETENSORS_NAMES.items()}
@@ -214,6 +214,14 @@ def to_bytes(packed: Packed, checksum: str) -> bytes:
     layout = _Layout()
     buffers = list(layout.add("", packed, checksum))
     return join([layout.header_bytes({}), *buffers])
+
+
+def file_size(entries: Mapping[str, tuple[Packed, str]], metadata: Mapping[str, str] | None = None) -> int:
+    """Return the bytes of the file that `Writer` makes of entries: each a `Packed` and its checksum."""
+    layout = _Layout()
+    for name, (packed, text) in entries.items():
+        layout.add(name, packed, text)
+    return len(layout.header_bytes(metadata or {})) + layout.num_bytes
 
 
 class Reader:

@@ -366,7 +366,11 @@ def codec_named(id: str, level: Level | None = None) -> Codec:
     level = level or "balanced"
     if level not in get_args(Level):
         raise UsageError(f"unknown level {level!r}; expected one of {', '.join(get_args(Level))}")
-    settings = {"enec": {"mode": "ratio" if level == "ratio" else "fast"}, "sz": {"level": level}}
+    settings = {
+        "enec": {"mode": "ratio" if level == "ratio" else "fast"},
+        "sz": {"level": level},
+        "gwlz": {"base": {"id": "sz", "level": level}},
+    }
     return make_codec({"id": id, **settings.get(id, {})})
 
 

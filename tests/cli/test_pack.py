@@ -104,6 +104,44 @@ def test_the_codec_can_be_chosen(trimtab, field, tmp_path, codec):
     assert tt.load(tmp_path / "f.tt").reader.header("field").codec["id"] == codec
 
 
+@pytest.mark.parametrize("level", [None, "fast"])
+def test_a_learned_enhancer_brings_a_field_closer(trimtab, tmp_path, level):
+    x = np.exp(np.add.outer(np.sin(np.arange(200) / 9), 2 * np.cos(np.arange(300) / 7))).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    flags = ["--abs", "0.2", *(["--level", level] if level else [])]
+    for codec in ("sz", "gwlz"):
+        packed = tmp_path / f"{codec}.tt"
+        assert trimtab("pack", tmp_path / "x.npy", packed, "--codec", codec, *flags).exit_code == 0
+        assert trimtab("verify", packed, "--against", tmp_path / "x.npy").exit_code == 0
+    plain, better = (tt.load(tmp_path / f"{codec}.tt") for codec in ("sz", "gwlz"))
+    assert better.reader.header("x").codec["base"] == {"id": "sz", "level": level or "balanced"}
+    assert bounds.psnr(x, better["x"]) > bounds.psnr(x, plain["x"]) + 1
+
+
+def test_a_learned_enhancer_needs_a_bound(trimtab, field, tmp_path):
+    one_line_error(trimtab("pack", field, tmp_path / "f.tt", "--codec", "gwlz"), "--codec gwlz needs an error bound")
+
+
+def test_pruned_weights_are_packed_as_sparse(trimtab, tmp_path):
+    rng = np.random.default_rng(0)
+    pruned = (rng.random((200, 300)) < 0.05) * rng.standard_normal((200, 300)).astype(np.float32)
+    weights = {"pruned": pruned, "dense": rng.standard_normal((40, 50)).astype(np.float32), "steps": np.arange(9)}
+    save_file(weights, tmp_path / "m.safetensors")
+    sizes = {}
+    for flags in ([], ["--sparse"], ["--abs", "0.05"], ["--abs", "0.05", "--sparse"]):
+        out = tmp_path / f"m{'-'.join(flags)}.tt"
+        assert trimtab("pack", tmp_path / "m.safetensors", out, *flags).exit_code == 0
+        sizes[tuple(flags)] = out.stat().st_size
+        loaded = tt.load(out)
+        assert (loaded.reader.header("pruned").codec["id"] == "sparse") == ("--sparse" in flags)
+        assert loaded.reader.header("dense").codec["id"] != "sparse" or flags[0] == "--abs"
+    plain, sparse, lossy, lossy_sparse = sizes.values()
+    assert sparse < plain
+    assert lossy_sparse < 0.7 * lossy
+    refused = trimtab("pack", tmp_path / "m.safetensors", tmp_path / "n.tt", "--sparse", "--level", "fast")
+    one_line_error(refused, "leave out --level fast")
+
+
 def test_threads_do_not_change_the_file(trimtab, field, tmp_path):
     for count in (1, 2):
         assert trimtab("pack", field, tmp_path / f"{count}.tt", "--rel", "1e-3", "--threads", count).exit_code == 0

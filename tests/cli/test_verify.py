@@ -9,9 +9,9 @@ import pytest
 
 from tests.cli.conftest import one_line_error
 from trimtab.bounds import Abs, Lossless
-from trimtab.codecs import Raw
+from trimtab.codecs import GWLZ, Raw
 from trimtab.files import Writer
-from trimtab.store import encode
+from trimtab.store import encode, save
 
 
 def test_inspect_lists_in_file_order(trimtab, arrays, tmp_path):
@@ -145,3 +145,17 @@ def test_verify_says_no_to_what_cannot_be_opened(trimtab, field, tmp_path):
         assert not report["ok"]
     one_line_error(trimtab("verify", tmp_path / "none.tt"), "No such file")
     one_line_error(trimtab("verify", field), "is not packed")
+
+
+def test_a_relaxed_codec_is_held_to_the_bound_that_it_states(trimtab, tmp_path):
+    """Errors exceed the bound asked for; the file says so, and is right."""
+    x = np.exp(np.add.outer(np.sin(np.arange(200) / 9), 2 * np.cos(np.arange(300) / 7))).astype(np.float32)
+    x += np.random.default_rng(0).normal(0, 0.05, x.shape).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    save(tmp_path / "x.tt", {"x": x}, Abs(0.2), codec=GWLZ(relaxed=2, steps=100))
+    listed = trimtab("inspect", tmp_path / "x.tt").stdout.splitlines()[2]
+    assert "gwlz" in listed
+    assert "abs 0.4" in listed
+    report = json.loads(trimtab("verify", tmp_path / "x.tt", "--against", tmp_path / "x.npy", "--json").stdout)
+    assert report["ok"]
+    assert 0.2 < report["arrays"][0]["reached"] <= report["arrays"][0]["limit"] == 0.4

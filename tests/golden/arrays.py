@@ -10,7 +10,7 @@ import numpy as np
 from tests.networks import pooling
 from tests.samples import special
 from trimtab.bounds import PSNR, Abs, Bound, Lossless, PointwiseRel, Rel
-from trimtab.codecs import ENEC, SZ, Codec, Raw
+from trimtab.codecs import ENEC, GWLZ, SZ, Codec, Raw, Sparse
 from trimtab.dtypes import FLOATS, INTEGERS, NAMES, numpy_dtype
 
 Case = tuple[np.ndarray, Bound, Codec]
@@ -165,6 +165,44 @@ def aesz() -> dict[str, Case]:
     return cases
 
 
+def gwlz() -> dict[str, Case]:
+    quick = GWLZ(hidden=(3, 2), groups=2, steps=30)
+    rough, walk = field("float64", 30, 31, 32), (noise(120_000).cumsum() / 4096).astype(np.float32)
+    cases: dict[str, Case] = {
+        "one axis": (walk[:30_000], Abs(0.25), GWLZ(hidden=())),
+        "hidden layers": (walk, Abs(0.25), GWLZ(hidden=(3, 2), groups=1, steps=1500)),
+        "two axes": (rough.reshape(120, 248), Abs(1.0), GWLZ(hidden=())),
+        "pairs": (rough.reshape(30, 496, 2), Rel(0.01), GWLZ(hidden=())),
+        "relaxed": (rough, Abs(0.5), GWLZ(hidden=(), relaxed=2)),
+        "ratio": (rough, Abs(1.0), GWLZ(hidden=(), base=SZ(level="ratio"))),
+    }
+    for name in FLOATS:
+        cases[f"special {name}"] = (with_specials(rough.astype(numpy_dtype(name)), largest=False), Abs(1.0), quick)
+    return cases
+
+
+def sparse() -> dict[str, Case]:
+    def pruned(name: str, *shape: int) -> np.ndarray:
+        values = noise(int(np.prod(shape)))
+        return (
+            (np.where(abs(values) < 250, 0, values) / 4096).astype(np.float32).astype(numpy_dtype(name)).reshape(shape)
+        )
+
+    cases: dict[str, tuple[np.ndarray, Bound]] = {}
+    for name, bound in itertools.product(FLOATS, [Lossless(), Abs(0.01), PSNR(40.0), PointwiseRel(0.1)]):
+        cases[f"{name} {bound}"] = (with_specials(pruned(name, 41, 37), largest=False), bound)
+    columns = pruned("float32", 60, 50)
+    columns[:, ::3] = columns[:, 1::3] = 0
+    cases["columns"] = (columns, Lossless())
+    cases["kernels"] = (np.where(np.arange(25) % 5 == 0, pruned("float32", 30, 10, 25), 0), Rel(0.05))
+    cases["integers"] = (np.where(noise(900, 3) < 200, 0, noise(900)), Abs(3.0))
+    cases["bits"] = (np.where(noise(900, 3) < 0, 0, noise(900) << 40), Lossless())
+    chunks = np.zeros(2**19 + 500, np.float32)
+    chunks[::5001] = noise(105)
+    cases["two chunks"] = (chunks, Abs(0.5))
+    return {name: (x, bound, Sparse()) for name, (x, bound) in cases.items()}
+
+
 FILES: dict[str, Callable[[], dict[str, Case]]] = {
     "raw": raw,
     "enec": enec,
@@ -175,4 +213,6 @@ FILES: dict[str, Callable[[], dict[str, Case]]] = {
     "sz-ratio": sz_ratio,
     "sz-integers": sz_integers,
     "aesz": aesz,
+    "gwlz": gwlz,
+    "sparse": sparse,
 }

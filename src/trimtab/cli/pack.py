@@ -29,8 +29,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--codec",
-    type=click.Choice(["enec", "sz", "raw"]),
-    help="Without it, enec where nothing may be lost, else sz.",
+    type=click.Choice(["enec", "sz", "gwlz", "raw"]),
+    help="Without it, enec where nothing may be lost, else sz. gwlz is sz and small networks that bring fields closer.",
+)
+@click.option(
+    "--sparse",
+    is_flag=True,
+    help="For arrays with many zeros, such as pruned weights: codec sparse, and the usual one where that is shorter.",
 )
 @click.option(
     "--model",
@@ -52,6 +57,7 @@ def verb(
     target_ratio: float | None,
     codec: str | None,
     model: Path | None,
+    sparse: bool,
     level: Level | None,
     base: Path | None,
     integers: bool,
@@ -82,18 +88,23 @@ def verb(
     lossless = isinstance(bound, Lossless) and target_ratio is None
     if integers and lossless:
         raise UsageError("--integers needs an error bound, for instance --abs 1; leave it out to lose nothing")
-    if codec == "sz" and lossless:
-        raise UsageError("--codec sz needs an error bound, for instance --rel 1e-3; leave it out to lose nothing")
+    if codec in ("sz", "gwlz") and lossless:
+        raise UsageError(f"--codec {codec} needs an error bound, for instance --rel 1e-3; leave it out to lose nothing")
     if codec in ("enec", "raw") and target_ratio is not None:
         raise UsageError(f"--codec {codec} loses nothing, so there is no bound to choose for --target-ratio")
+    if sparse and codec:
+        raise UsageError(f"--sparse is a codec; leave out --codec {codec}")
+    if sparse and level:
+        raise UsageError(f"--sparse always packs for the best ratio; leave out --level {level}")
     if codec == "raw" and level:
         raise UsageError(f"--codec raw stores arrays as they are; leave out --level {level}")
+    codec = "sparse" if sparse else codec
     made = codec_named(codec, level) if codec else None
     if base is not None and not lossless:
         raise UsageError("--base packs differences losslessly; leave out the bound, or --base")
     check_base(base, bound, made)
     if model and (codec or level or lossless):
-        raise UsageError("--model needs an error bound, for instance --rel 1e-2, and neither --codec nor --level")
+        raise UsageError("--model needs an error bound, for instance --rel 1e-2, and none of --codec, --sparse and --level")
     begun = time.perf_counter()
     with open_source(source, tensors_only=tensors_only) as arrays, options.chosen_threads(threads):
         options.check_output(out, source, force=force)

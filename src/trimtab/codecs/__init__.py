@@ -3,7 +3,9 @@
 from trimtab.codecs.aesz import AESZ
 from trimtab.codecs.codec import Codec, codec_ids, make_codec
 from trimtab.codecs.enec import ENEC
+from trimtab.codecs.gwlz import GWLZ
 from trimtab.codecs.raw import Raw
+from trimtab.codecs.sparse import Sparse
 from trimtab.codecs.sz import SZ
 
-__all__ = ["AESZ", "ENEC", "SZ", "Codec", "Raw", "codec_ids", "make_codec"]
+__all__ = ["AESZ", "ENEC", "GWLZ", "SZ", "Codec", "Raw", "Sparse", "codec_ids", "make_codec"]

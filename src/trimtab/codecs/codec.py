@@ -36,6 +36,8 @@ _CLASSES = {
     "enec": "trimtab.codecs.enec:ENEC",
     "sz": "trimtab.codecs.sz:SZ",
     "aesz": "trimtab.codecs.aesz:AESZ",
+    "gwlz": "trimtab.codecs.gwlz:GWLZ",
+    "sparse": "trimtab.codecs.sparse:Sparse",
 }
 
 

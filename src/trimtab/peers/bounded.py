@@ -52,13 +52,13 @@ def _tolerance(x: np.ndarray, bound: Bound) -> float:
 class SZ3(_BoundedPeer):
     """SZ3 (Liang et al., IEEE Transactions on Big Data, 2023), through pysz."""
 
-    algorithm: Literal["INTERP_LORENZO", "LORENZO_REG"] = "INTERP_LORENZO"
+    algorithm: Literal["INTERP_LORENZO", "LORENZO_REG", "NOPRED"] = "INTERP_LORENZO"
     package: ClassVar[str] = "pysz"
     module: ClassVar[str] = "pysz.sz"
 
     @property
     def name(self) -> str:
-        return "sz3" if self.algorithm == "INTERP_LORENZO" else "sz3-lorenzo"
+        return {"INTERP_LORENZO": "sz3", "LORENZO_REG": "sz3-lorenzo", "NOPRED": "sz3-nopred"}[self.algorithm]
 
     @property
     def setting(self) -> str:
