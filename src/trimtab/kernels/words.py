@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-_WORD, _HALF_WORD = ir.IntType(64), ir.IntType(32)
+_WORD, _HALF_WORD, _BYTE = ir.IntType(64), ir.IntType(32), ir.IntType(8)
 
 
 @intrinsic
@@ -48,6 +48,26 @@ def store32(typingctx, address, value):
         return context.get_dummy_value()
 
     return types.void(types.uintp, types.uint64), codegen
+
+
+@intrinsic
+def equal_bytes(typingctx, address, value):
+    """Compare 64 bytes at any address with a byte: bit i of the result says whether byte i equals it."""
+
+    def codegen(context, builder, signature, args):
+        bytes_type = ir.VectorType(_BYTE, 64)
+        place = builder.insert_element(ir.Constant(bytes_type, ir.Undefined), args[1], _HALF_WORD(0))
+        value = builder.shuffle_vector(place, place, ir.Constant(ir.VectorType(_HALF_WORD, 64), [0] * 64))
+        found = builder.load(builder.inttoptr(args[0], bytes_type.as_pointer()), align=1)
+        bits = builder.bitcast(builder.icmp_unsigned("==", found, value), _WORD)
+        if sys.byteorder == "little":
+            return bits
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_WORD, [_WORD]), "llvm.bitreverse.i64"
+        )
+        return builder.call(function, [bits])
+
+    return types.uint64(types.uintp, types.uint8), codegen
 
 
 @intrinsic
