@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-_WORD, _HALF_WORD, _BYTE = ir.IntType(64), ir.IntType(32), ir.IntType(8)
+_WORD, _HALF_WORD, _QUARTER_WORD, _BYTE = ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.IntType(8)
 
 
 @intrinsic
@@ -22,6 +22,17 @@ def load64(typingctx, address):
     def codegen(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], _WORD.as_pointer())
         return _little_endian(builder, builder.load(pointer, align=1))
+
+    return types.uint64(types.uintp), codegen
+
+
+@intrinsic
+def load16(typingctx, address):
+    """Read 2 bytes at any address."""
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], _QUARTER_WORD.as_pointer())
+        return builder.zext(_little_endian(builder, builder.load(pointer, align=1)), _WORD)
 
     return types.uint64(types.uintp), codegen
 
@@ -88,6 +99,16 @@ def trailing_zeros(typingctx, word):
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
 
     return types.int64(types.uint64), codegen
+
+
+@intrinsic
+def leading_zeros(typingctx, word):
+    """Number of zero bits above the highest set bit of a word; 64 for zero."""
+
+    def codegen(context, builder, signature, args):
+        return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.uint64(types.uint64), codegen
 
 
 @intrinsic

@@ -1,8 +1,8 @@
 """Huffman coding of bytes, fast: see ref.py for the format.
 
 The decoder looks up 11 bits at a time, which hold up to three symbols, five times for each 64-bit load. It is safe on
-hostile input without a test a symbol: every table entry has a length of 1 to 11, loads are clamped to the block, a
-stream goes on only while there is room for the most that a step can write, and the ends are compared afterwards.
+hostile input without a test a symbol: every table entry has a length of 1 to 11, streams go on only while there is
+room for the most that a step can read and write, single loads are clamped to the block, and the ends are compared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trimtab.kernels.huffman.ref import (
     max_block_size,
 )
 from trimtab.kernels.jit import kernel
-from trimtab.kernels.words import load64, store32, store64
+from trimtab.kernels.words import leading_zeros, load64, store32, store64
 
 __all__ = [
     "MAX_LENGTH",
@@ -36,7 +36,7 @@ _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 _COUNTS = types.Array(types.int64, 1, "C", readonly=True)
 _TABLE_SIZE = 1 << MAX_LENGTH
 _TABLE_MASK = np.uint64(_TABLE_SIZE - 1)
-_LOW_BYTE = np.uint64(255)
+_HIGHEST = np.uint64(1 << 63)
 _MAX_LENGTH = MAX_LENGTH
 _MAX_HEADER = MAX_HEADER
 _SIZES_BYTES = 4 * (NUM_STREAMS - 1)
@@ -266,7 +266,7 @@ def _decode_table(lengths, table):
 
 @kernel(types.void(types.uint16[::1], types.uint64[::1]))
 def _fill_strides(table, strides):
-    """Fill `strides[next 11 bits]` with the whole codes among them: bits | symbols << 8 | up to three symbols << 32."""
+    """Fill `strides[next 11 bits]` with the whole codes among them: bits | up to three symbols << 8 | count << 32."""
     for k in range(_TABLE_SIZE):
         width, count, symbols = u64(0), u64(0), u64(0)
         while count < u64(3):
@@ -276,28 +276,38 @@ def _fill_strides(table, strides):
             symbols |= (entry >> u64(8)) << (count << u64(3))
             width += entry & u64(63)
             count += u64(1)
-        strides[k] = symbols << u64(32) | count << u64(8) | width
+        strides[k] = count << u64(32) | symbols << u64(8) | width
+
+
+@_inline
+def _next_bits(base, position):
+    """Return 57 bits or more from a bit position on, below a highest bit that is set."""
+    return load64(base + (position >> u64(3))) >> (position & u64(7)) | _HIGHEST
 
 
 @_inline
 def _stride(bits, strides, to):
-    """Decode up to three symbols: store them at address `to`, a fourth byte with them, and return what was used."""
+    """Decode up to three symbols: store them at address `to`, with a fourth byte; return the bits and `to` after."""
     entry = strides[bits & _TABLE_MASK]
-    store32(to, entry >> u64(32))
-    return entry, bits >> (entry & u64(63)), to + ((entry >> u64(8)) & _LOW_BYTE)
+    store32(to, entry >> u64(8))
+    return bits >> (entry & u64(63)), to + (entry >> u64(32))
 
 
 @_inline
-def _five_strides(base, limit, position, strides, to):
-    """Decode up to 15 symbols from one load at a bit position; return where both go on."""
-    at = min(position >> u64(3), limit)
-    bits = load64(base + at) >> ((position - (at << u64(3))) & u64(63))
-    a, bits, to = _stride(bits, strides, to)
-    b, bits, to = _stride(bits, strides, to)
-    c, bits, to = _stride(bits, strides, to)
-    d, bits, to = _stride(bits, strides, to)
-    e, bits, to = _stride(bits, strides, to)
-    return to, position + ((a + b + c + d + e) & _LOW_BYTE)
+def _five_strides(base, strides, p0, p1, p2, p3, t0, t1, t2, t3):
+    """Decode up to 15 symbols from one load of each of four streams; return their bit positions and addresses.
+
+    The streams take turns stride by stride, so that the processor sees four chains of look-ups at a time.
+    """
+    a, b, c, d = _next_bits(base, p0), _next_bits(base, p1), _next_bits(base, p2), _next_bits(base, p3)
+    for _ in range(5):
+        a, t0 = _stride(a, strides, t0)
+        b, t1 = _stride(b, strides, t1)
+        c, t2 = _stride(c, strides, t2)
+        d, t3 = _stride(d, strides, t3)
+    # as many bits were used as the highest one has moved
+    p0, p1 = p0 + leading_zeros(a), p1 + leading_zeros(b)
+    return p0, p1, p2 + leading_zeros(c), p3 + leading_zeros(d), t0, t1, t2, t3
 
 
 @kernel(types.int64(_BYTES, types.uint8[::1]))
@@ -344,12 +354,11 @@ def decode_block(block, out):
         left = per if per >= _WORTH_STRIDES else 0
         while left > 0:
             least = min(np.int64(end0 - t0), np.int64(end1 - t1), np.int64(end2 - t2), np.int64(end3 - t3))
-            left = (least - 1) // 15  # a step writes at most 16 bytes: 15 symbols and one too many
+            furthest = np.int64(max(max(p0, p1), max(p2, p3)) >> u64(3))
+            # a step writes at most 16 bytes, 15 symbols and one too many, and goes on by at most 55 bits
+            left = min((least - 1) // 15, (np.int64(limit) - furthest) // 7)
             for _ in range(left):
-                t0, p0 = _five_strides(base, limit, p0, strides, t0)
-                t1, p1 = _five_strides(base, limit, p1, strides, t1)
-                t2, p2 = _five_strides(base, limit, p2, strides, t2)
-                t3, p3 = _five_strides(base, limit, p3, strides, t3)
+                p0, p1, p2, p3, t0, t1, t2, t3 = _five_strides(base, strides, p0, p1, p2, p3, t0, t1, t2, t3)
         positions[0], positions[1], positions[2], positions[3] = p0, p1, p2, p3
         places[0], places[1] = np.int64(t0 - origin), np.int64(t1 - origin)
         places[2], places[3] = np.int64(t2 - origin), np.int64(t3 - origin)
