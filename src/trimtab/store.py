@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -280,8 +281,14 @@ def _checked(framework: Framework) -> Framework:
     return framework
 
 
+@cache
+def _is_codec_class(kind: type) -> bool:
+    """Whether objects of a class are codecs: asking the protocol itself takes longer than packing a small array."""
+    return all(hasattr(kind, name) for name in ("id", "fixed_size", "encode", "decode", "pieces"))
+
+
 def _check_choice(codec: Codec | None, level: Level | None) -> None:
-    if codec is not None and (isinstance(codec, type) or not isinstance(codec, Codec)):
+    if codec is not None and not _is_codec_class(type(codec)):
         raise UsageError(f"expected a codec object such as trimtab.codecs.SZ(), got {codec!r}")
     if codec is not None and level is not None:
         raise UsageError(f"a codec has its own settings; leave out level={level!r} beside codec={codec!r}")

@@ -19,7 +19,7 @@ from trimtab.kernels.huffman.ref import (
     max_block_size,
 )
 from trimtab.kernels.jit import kernel
-from trimtab.kernels.words import leading_zeros, load64, store32, store64
+from trimtab.kernels.words import leading_zeros, load16, load64, store32, store64
 
 __all__ = [
     "MAX_LENGTH",
@@ -40,13 +40,41 @@ _HIGHEST = np.uint64(1 << 63)
 _MAX_LENGTH = MAX_LENGTH
 _MAX_HEADER = MAX_HEADER
 _SIZES_BYTES = 4 * (NUM_STREAMS - 1)
+_COUNTED_IN_PAIRS, _ENCODED_IN_PAIRS = 1 << 17, 1 << 15  # symbols from which a table of all pairs is worth filling
+_PAIRED_SYMBOLS = 64  # symbols of which the pairs in use fit into the first cache, about
 _WORTH_STRIDES = 256  # symbols a stream from which a table of several symbols at a time is worth filling
-u64 = np.uint64
+u32, u64 = np.uint32, np.uint64
 _inline = numba.njit(forceinline=True, boundscheck=False, error_model="numpy")
 
 
 @kernel(types.void(_BYTES, types.int64[::1]))
+def _count_pairs(symbols, counts):
+    """Do the work of `histogram` for many symbols, but fewer than 2**32: half as many steps, and a large table."""
+    table, seconds = np.zeros((256, 256), np.uint32), np.zeros(256, np.uint32)
+    pairs, address = table.reshape(-1), types.uintp(symbols.ctypes.data)
+    whole = symbols.size // 4 * 4
+    for i in range(0, whole, 4):
+        pairs[load16(address + types.uintp(i))] += u32(1)
+        pairs[load16(address + types.uintp(i + 2))] += u32(1)
+    for second in range(256):
+        row = table[second]
+        total = u32(0)
+        for first in range(256):
+            total += row[first]
+        for first in range(256):
+            seconds[first] += row[first]
+        counts[second] = np.int64(total)
+    for first in range(256):
+        counts[first] += np.int64(seconds[first])
+    for i in range(whole, symbols.size):
+        counts[symbols[i]] += 1
+
+
+@kernel(types.void(_BYTES, types.int64[::1]))
 def histogram(symbols, counts):
+    if _COUNTED_IN_PAIRS <= symbols.size < 1 << 32:
+        _count_pairs(symbols, counts)
+        return
     # four tables, since counting runs of one value in a single table waits for its own stores
     parts = np.zeros((4, 256), np.uint32)
     a, b, c, d = parts[0], parts[1], parts[2], parts[3]
@@ -200,15 +228,27 @@ def encode_block(symbols, counts, out):
     code_lengths(counts, lengths)
     size = _pack_lengths(lengths, out)
     table = np.zeros(256, np.uint32)
-    if _code_table(lengths, table) <= 1:
+    num_symbols = _code_table(lengths, table)
+    if num_symbols <= 1:
         return size
     top = np.zeros(256, np.uint64)  # the code word in the highest bits, its length in the lowest
     for symbol in range(256):
         length = u64(table[symbol] >> 16)
         if length > u64(0):
             top[symbol] = u64(table[symbol] & 0xFFFF) << (u64(64) - length) | length
+    in_pairs = symbols.size >= _ENCODED_IN_PAIRS and num_symbols <= _PAIRED_SYMBOLS
+    # the code words of two symbols above the bits of both; rows of symbols that do not occur are left as they are
+    pairs = np.empty((256, 256) if in_pairs else (0, 256), np.uint32)
+    for second in range(256 if in_pairs else 0):
+        if lengths[second] > 0:
+            row, word, width = pairs[second], u32(table[second] & 0xFFFF), u32(lengths[second])
+            for first in range(256):
+                first_width = u32(lengths[first])
+                words = u32(u32(word << first_width) | u32(u32(table[first]) & u32(0xFFFF)))
+                row[first] = u32(u32(words << u32(5)) | u32(first_width + width))
     start = size
     size += _SIZES_BYTES
+    flat = pairs.reshape(-1)
     out_address = types.uintp(out.ctypes.data)
     per = (symbols.size + 7) // 8
     low, high = u64(0xFFFF), u64(16)
@@ -217,7 +257,17 @@ def encode_block(symbols, counts, out):
         address = out_address + types.uintp(size)
         bits, num_bits = u64(0), u64(0)
         whole = segment.size // 4 * 4
-        for i in range(0, whole, 4):
+        source = types.uintp(segment.ctypes.data)
+        for i in range(0, whole if in_pairs else 0, 4):
+            a, b = u64(flat[load16(source + types.uintp(i))]), u64(flat[load16(source + types.uintp(i + 2))])
+            a_width, b_width = a & u64(31), b & u64(31)
+            bits |= ((a >> u64(5)) | ((b >> u64(5)) << a_width)) << num_bits
+            num_bits += a_width + b_width
+            store64(address, bits)
+            address += num_bits >> u64(3)
+            bits >>= num_bits & u64(56)
+            num_bits &= u64(7)
+        for i in range(0, 0 if in_pairs else whole, 4):
             # later words come in above earlier ones, which they shift down; below all code is what is not code
             a, b, c, d = top[segment[i]], top[segment[i + 1]], top[segment[i + 2]], top[segment[i + 3]]
             cd_width = c + d
