@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -14,6 +14,7 @@ from trimtab.errors import Corrupt, UnknownCodec
 from trimtab.packed import Packed
 
 
+@runtime_checkable
 class Codec(Protocol):
     """A frozen struct: at once the configuration, the registry entry and what a file's header stores."""
 

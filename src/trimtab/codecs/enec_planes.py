@@ -85,16 +85,16 @@ class _Leading:
     has_symbols = True
 
     def __init__(self, dtype: np.dtype, params: LeadingParams) -> None:
-        self.low, self.params = _LOW[dtype.name], params
+        self.low, self.params, self._kernels = _LOW[dtype.name], params, kernels.load("leading")
         self.num_planes = 1 + (self.low + 1) // 8
 
     def tail_bytes(self, num_elements: int) -> int:
         """Return how many bytes stand after the planes at least."""
-        return kernels.load("leading").rest_bytes(num_elements, self.low) - (self.num_planes - 1) * num_elements
+        return self._kernels.rest_bytes(num_elements, self.low) - (self.num_planes - 1) * num_elements
 
     def split(self, chunk: np.ndarray, room: np.ndarray) -> int:
         """Write the planes and the tail of a chunk into `room`; return the size of the tail."""
-        leading = kernels.load("leading")
+        leading = self._kernels
         end = chunk.size + leading.rest_bytes(chunk.size, self.low)
         tops = np.empty(chunk.size, np.uint16)
         base, span = self.params.base, self.params.span
@@ -104,7 +104,7 @@ class _Leading:
 
     def merge(self, room: np.ndarray, others: np.ndarray, chunk: np.ndarray) -> bool:
         """Fill a chunk from the symbols in `room` and the `others`, planes and tail; return whether they fit."""
-        leading = kernels.load("leading")
+        leading = self._kernels
         end = leading.rest_bytes(chunk.size, self.low)
         if (others.size - end) % 2:
             return False

@@ -8,7 +8,7 @@ from numba import types
 
 from trimtab.kernels.jit import kernel
 from trimtab.kernels.leading.ref import BLOCK, ESCAPE, MAX_SPAN, RUN, WORTH, ZERO, rest_bytes
-from trimtab.kernels.words import equal_bytes, trailing_zeros
+from trimtab.kernels.words import equal_bytes, prefetch, trailing_zeros
 
 __all__ = ["BLOCK", "ESCAPE", "MAX_SPAN", "RUN", "WORTH", "ZERO", "merge", "rest_bytes", "split", "survey"]
 
@@ -17,6 +17,7 @@ _WORDS = (types.uint16, types.uint32)
 _TOPS = types.Array(types.uint16, 1, "C", readonly=True)
 _BLOCK, _RUN, _ZERO, _ESCAPE = BLOCK, RUN, ZERO, ESCAPE
 _MAX_SPAN, _WORTH = MAX_SPAN, WORTH
+_AHEAD = 16  # runs of the survey that are asked for before they are looked at
 u8, u16, u32, u64 = np.uint8, np.uint16, np.uint32, np.uint64
 _inline = numba.njit(forceinline=True, boundscheck=False, error_model="numpy")
 
@@ -31,7 +32,12 @@ def survey(words, low, step):
     bits = u32(8 * words.itemsize - 1)
     has_six, shift = (low + 1) % 8 != 0, u32((low + 1) // 8 * 8)
     num = 0
-    for start in range(0, words.size, max(step, _RUN)):
+    step = max(step, _RUN)
+    address = types.uintp(words.ctypes.data)
+    for start in range(0, words.size, step):
+        # runs are far from each other: without being asked for ahead, each would be waited for
+        for line in range(0, _RUN * words.itemsize, 64):
+            prefetch(address + types.uintp((start + _AHEAD * step) * words.itemsize + line))
         run = words[start : start + _RUN]
         num += run.size
         for i in range(run.size):
