@@ -50,13 +50,17 @@ _inline = numba.njit(forceinline=True, boundscheck=False, error_model="numpy")
 @kernel(types.void(_BYTES, types.int64[::1]))
 def _count_pairs(symbols, counts):
     """Do the work of `histogram` for many symbols, but fewer than 2**32: half as many steps, and a large table."""
-    table, seconds = np.zeros((256, 256), np.uint32), np.zeros(256, np.uint32)
+    largest = np.uint8(0)
+    for i in range(symbols.size):
+        largest = max(largest, symbols[i])
+    table, seconds = np.zeros((np.int64(largest) + 1, 256), np.uint32), np.zeros(256, np.uint32)
+    counts[:] = 0
     pairs, address = table.reshape(-1), types.uintp(symbols.ctypes.data)
     whole = symbols.size // 4 * 4
     for i in range(0, whole, 4):
         pairs[load16(address + types.uintp(i))] += u32(1)
         pairs[load16(address + types.uintp(i + 2))] += u32(1)
-    for second in range(256):
+    for second in range(len(table)):
         row = table[second]
         total = u32(0)
         for first in range(256):
@@ -238,8 +242,12 @@ def encode_block(symbols, counts, out):
             top[symbol] = u64(table[symbol] & 0xFFFF) << (u64(64) - length) | length
     in_pairs = symbols.size >= _ENCODED_IN_PAIRS and num_symbols <= _PAIRED_SYMBOLS
     # the code words of two symbols above the bits of both; rows of symbols that do not occur are left as they are
-    pairs = np.empty((256, 256) if in_pairs else (0, 256), np.uint32)
-    for second in range(256 if in_pairs else 0):
+    num_rows = 0
+    for symbol in range(256):
+        if in_pairs and lengths[symbol] > 0:
+            num_rows = symbol + 1
+    pairs = np.empty((num_rows, 256), np.uint32)
+    for second in range(num_rows):
         if lengths[second] > 0:
             row, word, width = pairs[second], u32(table[second] & 0xFFFF), u32(lengths[second])
             for first in range(256):
