@@ -38,7 +38,7 @@ def draw(record: Record) -> str:
     subjects: Mapping[str, Mapping] = record.data["subjects"]
     width = LEFT + len(subjects) * (PANEL_WIDTH + GAP) - GAP + 16
     height = TOP + PANEL_HEIGHT + BELOW
-    title = "DeepSZ on Fashion-MNIST: loss of accuracy, points, against ratio; further right and lower is better"
+    title = "DeepSZ on Fashion-MNIST: points of accuracy lost, against ratio"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'role="img" aria-label="{escape(title)}">',
@@ -57,10 +57,10 @@ def _key() -> list[str]:
     return [
         '<circle class="check" cx="12" cy="43" r="3.5"/>',
         _text(22, 47, "on the images that the budget is checked on (line: medians)", "tick"),
-        '<circle class="test" cx="352" cy="43" r="3.5"/>',
-        _text(362, 47, "the same files on test images", "tick"),
-        '<rect class="rival" x="549" y="39" width="8" height="8"/>',
-        _text(563, 47, "others on the same weights", "tick"),
+        '<circle class="test" cx="376" cy="43" r="3.5"/>',
+        _text(386, 47, "the same files on test images", "tick"),
+        '<rect class="rival" x="578" y="39" width="8" height="8"/>',
+        _text(592, 47, "others on the same weights", "tick"),
     ]
 
 
@@ -104,7 +104,7 @@ def _panel(left: float, record: Record, name: str, cases: Sequence[Mapping[str, 
     parts.append(f'<polyline class="line" points="{" ".join(middles)}"/>')
     for label, (ratio, drop) in rivals.items():
         parts.append(f'<rect class="rival" x="{x(ratio) - 4:.1f}" y="{y(drop) - 4:.1f}" width="8" height="8"/>')
-        parts.append(_text(x(ratio) + 8, y(drop) - 7, label, "tick"))
+        parts.append(_text(x(ratio) + 7, y(drop) + 15, label, "tick"))
     return parts
 
 

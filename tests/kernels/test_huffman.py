@@ -44,6 +44,20 @@ def test_twins_agree(kind, size):
         assert np.array_equal(symbols, y)
 
 
+@pytest.mark.parametrize("size", [1 << 15, (1 << 17) + 3])
+@pytest.mark.parametrize("kind", ["uniform", "steep", "constant"])
+def test_twins_agree_on_symbols_in_pairs(kind, size):
+    symbols = sample(kind, size)
+    counts, expected = np.zeros((2, 256), np.int64)
+    numba.histogram(symbols, counts)
+    ref.histogram(symbols, expected)
+    assert np.array_equal(counts, expected)
+    block, y = encoded(numba, symbols), np.zeros(size, np.uint8)
+    assert np.array_equal(block, encoded(ref, symbols))
+    assert numba.decode_block(block, y) == 0
+    assert np.array_equal(symbols, y)
+
+
 def test_twins_agree_on_random_lengths():
     rng = np.random.default_rng(0)
     for _ in range(100):

@@ -109,7 +109,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ENEC", "HalvingParams", "published_bits", "search_params", "unmasked_groups"]
 
-_SMALL = {"fast": 1024, "ratio": 256, "paper": 1024}  # elements below which coding is not worth its time and tables
+_SMALL = {"fast": 1024, "ratio": 400, "paper": 1024}  # elements below which coding is not worth its time and tables
 _OVERHEAD = 64  # bytes by which the header of an entry outgrows that of a raw one, about
 _SURE = 16  # a difference that is so many times smaller than the array is taken unseen of other ways
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Annotated
@@ -29,6 +30,21 @@ _CODING, _SIZE = 3 << 30, (1 << 30) - 1
 _ZSTD_LEVEL = 9
 _ZSTD_WORTH = 0.9  # zstd, slow beside Huffman coding, is taken where it makes a sample smaller than this part
 _LOW = {"bfloat16": 5, "float16": 7, "float32": 21}  # trailing bits of the magnitude, which are next to random
+
+
+class _Scratch(threading.local):
+    """Memory that a thread keeps for its next call: fresh memory costs a page fault for every 4 KiB."""
+
+    _data = np.empty(0, np.uint8)
+
+    def take(self, size: int) -> np.ndarray:
+        """Return `size` bytes, aligned; the next call returns the same ones."""
+        if self._data.size < size:
+            self._data = np.empty(size, np.uint8)
+        return self._data[:size]
+
+
+_SCRATCH = _Scratch()
 
 
 class PlaneParams(
@@ -59,8 +75,11 @@ class _Bytes:
         """Return how many bytes stand after the planes at least."""
         return 0
 
-    def split(self, chunk: np.ndarray, room: np.ndarray) -> int:
-        """Write the planes and the tail of a chunk into `room`; return the size of the tail."""
+    def split(self, chunk: np.ndarray, room: np.ndarray, tops: np.ndarray) -> int:
+        """Write the planes and the tail of a chunk into `room`; return the size of the tail.
+
+        `tops` (uint16, as long as the chunk) is scratch memory.
+        """
         if self.num_planes == 1:
             room[: chunk.size] = chunk
         else:
@@ -85,18 +104,20 @@ class _Leading:
     has_symbols = True
 
     def __init__(self, dtype: np.dtype, params: LeadingParams) -> None:
-        self.low, self.params = _LOW[dtype.name], params
+        self.low, self.params, self._kernels = _LOW[dtype.name], params, kernels.load("leading")
         self.num_planes = 1 + (self.low + 1) // 8
 
     def tail_bytes(self, num_elements: int) -> int:
         """Return how many bytes stand after the planes at least."""
-        return kernels.load("leading").rest_bytes(num_elements, self.low) - (self.num_planes - 1) * num_elements
+        return self._kernels.rest_bytes(num_elements, self.low) - (self.num_planes - 1) * num_elements
 
-    def split(self, chunk: np.ndarray, room: np.ndarray) -> int:
-        """Write the planes and the tail of a chunk into `room`; return the size of the tail."""
-        leading = kernels.load("leading")
+    def split(self, chunk: np.ndarray, room: np.ndarray, tops: np.ndarray) -> int:
+        """Write the planes and the tail of a chunk into `room`; return the size of the tail.
+
+        `tops` (uint16, as long as the chunk) is scratch memory.
+        """
+        leading = self._kernels
         end = chunk.size + leading.rest_bytes(chunk.size, self.low)
-        tops = np.empty(chunk.size, np.uint16)
         base, span = self.params.base, self.params.span
         count = leading.split(chunk, self.low, base, span, room[: chunk.size], room[chunk.size : end], tops)
         room[end : end + 2 * count] = tops[:count].view(np.uint8)
@@ -104,7 +125,7 @@ class _Leading:
 
     def merge(self, room: np.ndarray, others: np.ndarray, chunk: np.ndarray) -> bool:
         """Fill a chunk from the symbols in `room` and the `others`, planes and tail; return whether they fit."""
-        leading = kernels.load("leading")
+        leading = self._kernels
         end = leading.rest_bytes(chunk.size, self.low)
         if (others.size - end) % 2:
             return False
@@ -147,12 +168,12 @@ def _encode(words: np.ndarray, splitter: _Bytes | _Leading, thorough: bool, *, w
     stream = Stream(num_chunks * room_size, table.nbytes)  # no coded plane is longer than a plain one
 
     def encode_chunks(group: int) -> None:
-        room = np.empty(room_size, np.uint8)
-        blocks = np.empty(room_size + huffman.max_block_size(most) + _MAX_ANS_TABLE, np.uint8)
+        scratch = _SCRATCH.take(2 * most + 2 * room_size + huffman.max_block_size(most) + _MAX_ANS_TABLE)
+        tops, room, blocks = scratch[: 2 * most].view(np.uint16), scratch[2 * most :], scratch[2 * most + room_size :]
         for i in range(group * _CHUNKS_A_THREAD, min((group + 1) * _CHUNKS_A_THREAD, num_chunks)):
             chunk = words[i * CHUNK : (i + 1) * CHUNK]
             num = chunk.size
-            tail_size = splitter.split(chunk, room)
+            tail_size = splitter.split(chunk, room, tops[:num])
             used = 0
             for k in range(num_planes):
                 plane = room[k * num : (k + 1) * num]
@@ -205,7 +226,7 @@ def planes_decoder(packed: Packed, params: PlaneParams | LeadingParams) -> Calla
                 tail = data[bounds[first + num_planes] : bounds[first + num_columns]]
                 if tail.size < splitter.tail_bytes(chunk.size) or tail.size > chunk.nbytes + 2 * chunk.size:
                     raise Corrupt(f"chunk {i} of {num_chunks} has a tail of {tail.size} bytes, which does not fit it")
-                room = np.empty(num_planes * chunk.size + tail.size, np.uint8)
+                room = _SCRATCH.take(num_planes * chunk.size + tail.size)
                 # all that follows the first plane is often stored as it is, and read where it stands
                 plain = splitter.has_symbols and bool((table[i, 1:num_planes] == chunk.size).all())
                 others = room[chunk.size :]

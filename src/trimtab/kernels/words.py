@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-_WORD, _HALF_WORD = ir.IntType(64), ir.IntType(32)
+_WORD, _HALF_WORD, _QUARTER_WORD, _BYTE = ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.IntType(8)
 
 
 @intrinsic
@@ -22,6 +22,17 @@ def load64(typingctx, address):
     def codegen(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], _WORD.as_pointer())
         return _little_endian(builder, builder.load(pointer, align=1))
+
+    return types.uint64(types.uintp), codegen
+
+
+@intrinsic
+def load16(typingctx, address):
+    """Read 2 bytes at any address."""
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], _QUARTER_WORD.as_pointer())
+        return builder.zext(_little_endian(builder, builder.load(pointer, align=1)), _WORD)
 
     return types.uint64(types.uintp), codegen
 
@@ -51,6 +62,26 @@ def store32(typingctx, address, value):
 
 
 @intrinsic
+def equal_bytes(typingctx, address, value):
+    """Compare 64 bytes at any address with a byte: bit i of the result says whether byte i equals it."""
+
+    def codegen(context, builder, signature, args):
+        bytes_type = ir.VectorType(_BYTE, 64)
+        place = builder.insert_element(ir.Constant(bytes_type, ir.Undefined), args[1], _HALF_WORD(0))
+        value = builder.shuffle_vector(place, place, ir.Constant(ir.VectorType(_HALF_WORD, 64), [0] * 64))
+        found = builder.load(builder.inttoptr(args[0], bytes_type.as_pointer()), align=1)
+        bits = builder.bitcast(builder.icmp_unsigned("==", found, value), _WORD)
+        if sys.byteorder == "little":
+            return bits
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_WORD, [_WORD]), "llvm.bitreverse.i64"
+        )
+        return builder.call(function, [bits])
+
+    return types.uint64(types.uintp, types.uint8), codegen
+
+
+@intrinsic
 def shift_right32(typingctx, value, count):
     """Shift an int32 right by 0 to 31 places, keeping its sign; `>>` would widen to 64 bits and halve the vectors."""
 
@@ -68,6 +99,16 @@ def trailing_zeros(typingctx, word):
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
 
     return types.int64(types.uint64), codegen
+
+
+@intrinsic
+def leading_zeros(typingctx, word):
+    """Number of zero bits above the highest set bit of a word; 64 for zero."""
+
+    def codegen(context, builder, signature, args):
+        return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.uint64(types.uint64), codegen
 
 
 @intrinsic

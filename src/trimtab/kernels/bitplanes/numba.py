@@ -12,7 +12,7 @@ from numba import types
 
 from trimtab.kernels.bitplanes.ref import BLOCK, LANES, RUN, WIDTHS, plane_bytes
 from trimtab.kernels.jit import kernel
-from trimtab.kernels.words import count_ones, trailing_zeros
+from trimtab.kernels.words import count_ones, prefetch, trailing_zeros
 
 __all__ = ["choose", "decode", "encode", "plane_bytes", "survey"]
 
@@ -22,6 +22,7 @@ _WORDS = types.Array(types.uint64, 1, "C", readonly=True)
 _COUNTS = types.Array(types.int64, 1, "C", readonly=True)
 _STRIDE = BLOCK // LANES
 _GROUP = 4
+_AHEAD = 16  # runs of the survey that are asked for before they are looked at
 _SPARE = 8  # bytes after a list of escapes that a group may read or write too much
 _ONE = np.uint64(1)
 _BLOCK, _LANES, _RUN, _WIDTHS = BLOCK, LANES, RUN, WIDTHS
@@ -32,7 +33,12 @@ u8, u16, u64 = np.uint8, np.uint16, np.uint64
 def survey(halves, step, counts):
     parts = np.zeros((4, 256), np.int64)  # four tables, so that equal neighbours do not wait for each other's stores
     a, b, c, d = parts[0], parts[1], parts[2], parts[3]
-    for start in range(0, halves.size, max(step, _RUN)):
+    step = max(step, _RUN)
+    address = types.uintp(halves.ctypes.data)
+    for start in range(0, halves.size, step):
+        # runs are far from each other: without being asked for ahead, each would be waited for
+        prefetch(address + types.uintp(2 * (start + _AHEAD * step)))
+        prefetch(address + types.uintp(2 * (start + _AHEAD * step) + 64))
         run = halves[start : min(start + _RUN, halves.size)]
         whole = run.size // 4 * 4
         for i in range(0, whole, 4):

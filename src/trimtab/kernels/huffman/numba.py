@@ -1,8 +1,8 @@
 """Huffman coding of bytes, fast: see ref.py for the format.
 
 The decoder looks up 11 bits at a time, which hold up to three symbols, five times for each 64-bit load. It is safe on
-hostile input without a test a symbol: every table entry has a length of 1 to 11, loads are clamped to the block, a
-stream goes on only while there is room for the most that a step can write, and the ends are compared afterwards.
+hostile input without a test a symbol: every table entry has a length of 1 to 11, streams go on only while there is
+room for the most that a step can read and write, single loads are clamped to the block, and the ends are compared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trimtab.kernels.huffman.ref import (
     max_block_size,
 )
 from trimtab.kernels.jit import kernel
-from trimtab.kernels.words import load64, store32, store64
+from trimtab.kernels.words import leading_zeros, load16, load64, store32, store64
 
 __all__ = [
     "MAX_LENGTH",
@@ -36,17 +36,49 @@ _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 _COUNTS = types.Array(types.int64, 1, "C", readonly=True)
 _TABLE_SIZE = 1 << MAX_LENGTH
 _TABLE_MASK = np.uint64(_TABLE_SIZE - 1)
-_LOW_BYTE = np.uint64(255)
+_HIGHEST = np.uint64(1 << 63)
 _MAX_LENGTH = MAX_LENGTH
 _MAX_HEADER = MAX_HEADER
 _SIZES_BYTES = 4 * (NUM_STREAMS - 1)
+_COUNTED_IN_PAIRS, _ENCODED_IN_PAIRS = 1 << 17, 1 << 15  # symbols from which a table of all pairs is worth filling
+_PAIRED_SYMBOLS = 64  # symbols of which the pairs in use fit into the first cache, about
 _WORTH_STRIDES = 256  # symbols a stream from which a table of several symbols at a time is worth filling
-u64 = np.uint64
+u32, u64 = np.uint32, np.uint64
 _inline = numba.njit(forceinline=True, boundscheck=False, error_model="numpy")
 
 
 @kernel(types.void(_BYTES, types.int64[::1]))
+def _count_pairs(symbols, counts):
+    """Do the work of `histogram` for many symbols, but fewer than 2**32: half as many steps, and a large table."""
+    largest = np.uint8(0)
+    for i in range(symbols.size):
+        largest = max(largest, symbols[i])
+    table, seconds = np.zeros((np.int64(largest) + 1, 256), np.uint32), np.zeros(256, np.uint32)
+    counts[:] = 0
+    pairs, address = table.reshape(-1), types.uintp(symbols.ctypes.data)
+    whole = symbols.size // 4 * 4
+    for i in range(0, whole, 4):
+        pairs[load16(address + types.uintp(i))] += u32(1)
+        pairs[load16(address + types.uintp(i + 2))] += u32(1)
+    for second in range(len(table)):
+        row = table[second]
+        total = u32(0)
+        for first in range(256):
+            total += row[first]
+        for first in range(256):
+            seconds[first] += row[first]
+        counts[second] = np.int64(total)
+    for first in range(256):
+        counts[first] += np.int64(seconds[first])
+    for i in range(whole, symbols.size):
+        counts[symbols[i]] += 1
+
+
+@kernel(types.void(_BYTES, types.int64[::1]))
 def histogram(symbols, counts):
+    if _COUNTED_IN_PAIRS <= symbols.size < 1 << 32:
+        _count_pairs(symbols, counts)
+        return
     # four tables, since counting runs of one value in a single table waits for its own stores
     parts = np.zeros((4, 256), np.uint32)
     a, b, c, d = parts[0], parts[1], parts[2], parts[3]
@@ -200,15 +232,31 @@ def encode_block(symbols, counts, out):
     code_lengths(counts, lengths)
     size = _pack_lengths(lengths, out)
     table = np.zeros(256, np.uint32)
-    if _code_table(lengths, table) <= 1:
+    num_symbols = _code_table(lengths, table)
+    if num_symbols <= 1:
         return size
     top = np.zeros(256, np.uint64)  # the code word in the highest bits, its length in the lowest
     for symbol in range(256):
         length = u64(table[symbol] >> 16)
         if length > u64(0):
             top[symbol] = u64(table[symbol] & 0xFFFF) << (u64(64) - length) | length
+    in_pairs = symbols.size >= _ENCODED_IN_PAIRS and num_symbols <= _PAIRED_SYMBOLS
+    # the code words of two symbols above the bits of both; rows of symbols that do not occur are left as they are
+    num_rows = 0
+    for symbol in range(256):
+        if in_pairs and lengths[symbol] > 0:
+            num_rows = symbol + 1
+    pairs = np.empty((num_rows, 256), np.uint32)
+    for second in range(num_rows):
+        if lengths[second] > 0:
+            row, word, width = pairs[second], u32(table[second] & 0xFFFF), u32(lengths[second])
+            for first in range(256):
+                first_width = u32(lengths[first])
+                words = u32(u32(word << first_width) | u32(u32(table[first]) & u32(0xFFFF)))
+                row[first] = u32(u32(words << u32(5)) | u32(first_width + width))
     start = size
     size += _SIZES_BYTES
+    flat = pairs.reshape(-1)
     out_address = types.uintp(out.ctypes.data)
     per = (symbols.size + 7) // 8
     low, high = u64(0xFFFF), u64(16)
@@ -217,7 +265,17 @@ def encode_block(symbols, counts, out):
         address = out_address + types.uintp(size)
         bits, num_bits = u64(0), u64(0)
         whole = segment.size // 4 * 4
-        for i in range(0, whole, 4):
+        source = types.uintp(segment.ctypes.data)
+        for i in range(0, whole if in_pairs else 0, 4):
+            a, b = u64(flat[load16(source + types.uintp(i))]), u64(flat[load16(source + types.uintp(i + 2))])
+            a_width, b_width = a & u64(31), b & u64(31)
+            bits |= ((a >> u64(5)) | ((b >> u64(5)) << a_width)) << num_bits
+            num_bits += a_width + b_width
+            store64(address, bits)
+            address += num_bits >> u64(3)
+            bits >>= num_bits & u64(56)
+            num_bits &= u64(7)
+        for i in range(0, 0 if in_pairs else whole, 4):
             # later words come in above earlier ones, which they shift down; below all code is what is not code
             a, b, c, d = top[segment[i]], top[segment[i + 1]], top[segment[i + 2]], top[segment[i + 3]]
             cd_width = c + d
@@ -266,7 +324,7 @@ def _decode_table(lengths, table):
 
 @kernel(types.void(types.uint16[::1], types.uint64[::1]))
 def _fill_strides(table, strides):
-    """Fill `strides[next 11 bits]` with the whole codes among them: bits | symbols << 8 | up to three symbols << 32."""
+    """Fill `strides[next 11 bits]` with the whole codes among them: bits | up to three symbols << 8 | count << 32."""
     for k in range(_TABLE_SIZE):
         width, count, symbols = u64(0), u64(0), u64(0)
         while count < u64(3):
@@ -276,28 +334,38 @@ def _fill_strides(table, strides):
             symbols |= (entry >> u64(8)) << (count << u64(3))
             width += entry & u64(63)
             count += u64(1)
-        strides[k] = symbols << u64(32) | count << u64(8) | width
+        strides[k] = count << u64(32) | symbols << u64(8) | width
+
+
+@_inline
+def _next_bits(base, position):
+    """Return 57 bits or more from a bit position on, below a highest bit that is set."""
+    return load64(base + (position >> u64(3))) >> (position & u64(7)) | _HIGHEST
 
 
 @_inline
 def _stride(bits, strides, to):
-    """Decode up to three symbols: store them at address `to`, a fourth byte with them, and return what was used."""
+    """Decode up to three symbols: store them at address `to`, with a fourth byte; return the bits and `to` after."""
     entry = strides[bits & _TABLE_MASK]
-    store32(to, entry >> u64(32))
-    return entry, bits >> (entry & u64(63)), to + ((entry >> u64(8)) & _LOW_BYTE)
+    store32(to, entry >> u64(8))
+    return bits >> (entry & u64(63)), to + (entry >> u64(32))
 
 
 @_inline
-def _five_strides(base, limit, position, strides, to):
-    """Decode up to 15 symbols from one load at a bit position; return where both go on."""
-    at = min(position >> u64(3), limit)
-    bits = load64(base + at) >> ((position - (at << u64(3))) & u64(63))
-    a, bits, to = _stride(bits, strides, to)
-    b, bits, to = _stride(bits, strides, to)
-    c, bits, to = _stride(bits, strides, to)
-    d, bits, to = _stride(bits, strides, to)
-    e, bits, to = _stride(bits, strides, to)
-    return to, position + ((a + b + c + d + e) & _LOW_BYTE)
+def _five_strides(base, strides, p0, p1, p2, p3, t0, t1, t2, t3):
+    """Decode up to 15 symbols from one load of each of four streams; return their bit positions and addresses.
+
+    The streams take turns stride by stride, so that the processor sees four chains of look-ups at a time.
+    """
+    a, b, c, d = _next_bits(base, p0), _next_bits(base, p1), _next_bits(base, p2), _next_bits(base, p3)
+    for _ in range(5):
+        a, t0 = _stride(a, strides, t0)
+        b, t1 = _stride(b, strides, t1)
+        c, t2 = _stride(c, strides, t2)
+        d, t3 = _stride(d, strides, t3)
+    # as many bits were used as the highest one has moved
+    p0, p1 = p0 + leading_zeros(a), p1 + leading_zeros(b)
+    return p0, p1, p2 + leading_zeros(c), p3 + leading_zeros(d), t0, t1, t2, t3
 
 
 @kernel(types.int64(_BYTES, types.uint8[::1]))
@@ -344,12 +412,11 @@ def decode_block(block, out):
         left = per if per >= _WORTH_STRIDES else 0
         while left > 0:
             least = min(np.int64(end0 - t0), np.int64(end1 - t1), np.int64(end2 - t2), np.int64(end3 - t3))
-            left = (least - 1) // 15  # a step writes at most 16 bytes: 15 symbols and one too many
+            furthest = np.int64(max(max(p0, p1), max(p2, p3)) >> u64(3))
+            # a step writes at most 16 bytes, 15 symbols and one too many, and goes on by at most 55 bits
+            left = min((least - 1) // 15, (np.int64(limit) - furthest) // 7)
             for _ in range(left):
-                t0, p0 = _five_strides(base, limit, p0, strides, t0)
-                t1, p1 = _five_strides(base, limit, p1, strides, t1)
-                t2, p2 = _five_strides(base, limit, p2, strides, t2)
-                t3, p3 = _five_strides(base, limit, p3, strides, t3)
+                p0, p1, p2, p3, t0, t1, t2, t3 = _five_strides(base, strides, p0, p1, p2, p3, t0, t1, t2, t3)
         positions[0], positions[1], positions[2], positions[3] = p0, p1, p2, p3
         places[0], places[1] = np.int64(t0 - origin), np.int64(t1 - origin)
         places[2], places[3] = np.int64(t2 - origin), np.int64(t3 - origin)
