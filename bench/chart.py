@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 
-from bench import curves, frontier
-from bench.tables import ASSETS, DEEPSZ_CHART, GIVEN, RATE_DISTORTION_CHART, records
+from bench import aesz, curves, frontier
+from bench.tables import AESZ_CHART, ASSETS, DEEPSZ_CHART, GIVEN, RATE_DISTORTION_CHART, records
 from trimtab.errors import UsageError
 from trimtab.records import Record
 
@@ -100,6 +101,7 @@ def _kind(name: str) -> str:
 CHARTS: dict[Path, tuple[str, Callable[[Record], str]]] = {
     ASSETS / "lossless.svg": ("lossless", draw),
     RATE_DISTORTION_CHART: ("rate_distortion", curves.draw),
+    AESZ_CHART: ("aesz", partial(curves.draw, names=aesz.DRAWN, title=aesz.TITLE)),
     DEEPSZ_CHART: ("deepsz", frontier.draw),
 }
 """File -> the record that it shows, and what draws it."""

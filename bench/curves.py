@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from html import escape
 
 from trimtab.records import Record
@@ -30,16 +31,21 @@ DARK = {
 }
 
 
-def draw(record: Record) -> str:
-    """Return the chart of a record of `bench.rate_distortion` as the text of an SVG file."""
-    fields, names = list(record.data), list(record.encoding["contenders"])
+TITLE = "Fields: PSNR in dB against bits a value; higher and further left is better"
+
+
+def draw(record: Record, names: Sequence[str] | None = None, title: str = TITLE) -> str:
+    """Return the chart of a record of `bench.rate_distortion`, or of one like it, as the text of an SVG file.
+
+    `names` are the contenders to draw; all, unless given.
+    """
+    fields, names = list(record.data), list(names or record.encoding["contenders"])
     curves = {(field, name): _curve(record, field, name) for field in fields for name in names}
     shown = [name for name in names if any(curves[field, name] for field in fields)]
     kinds = _kinds(shown)
     rows = -(-len(fields) // 2)
     width = LEFT + 2 * PANEL_WIDTH + GAP + 12
     height = TOP + rows * (PANEL_HEIGHT + BELOW) + 14
-    title = "Fields: PSNR in dB against bits a value; higher and further left is better"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'role="img" aria-label="{escape(title)}">',

@@ -11,6 +11,7 @@ from trimtab.records import Record
 RESULTS = Path(__file__).parent / "results"
 ASSETS = Path(__file__).parent.parent / "docs" / "assets"
 RATE_DISTORTION_CHART = ASSETS / "rate-distortion.svg"
+AESZ_CHART = ASSETS / "aesz.svg"
 DEEPSZ_CHART = ASSETS / "deepsz.svg"
 
 GIVEN = "trimtab ENEC, given outputs"
@@ -183,6 +184,59 @@ def rate_distortion_tables(record: Record) -> str:
                 rows.append([f"{field}, {bound:.0e}", f"{quality.value:.1f}" if quality else "no loss", *cells])
         heads = ["", "PSNR, dB", _ours_bold(name), *(f"{peer} at this PSNR" for peer in peers)]
         parts.append(f"**{name}, bits a value**\n\n{markdown(heads, rows)}")
+    return "\n\n".join([*parts, _notes(record)])
+
+
+def aesz_tables(record: Record) -> str:
+    """Return the chart, where there is one, the ratios with and without the model, and what else was looked at."""
+    metrics, names = record.metrics, list(record.encoding["contenders"])
+    parts = [f"![PSNR against bits a value](assets/{AESZ_CHART.name})"] if AESZ_CHART.exists() else []
+    subjects = [(field, f"{bound:.0e}") for field in record.data for bound in record.encoding["relative_bounds"]]
+    rows = [
+        [f"{field}, {bound}", *_cells(record, [f"{field}/{name}/{bound}" for name in names], LOSSY_RATIO)]
+        for field, bound in subjects
+    ]
+    parts.append(f"**Ratio, the model not counted**\n\n{markdown(['', *map(_ours_bold, names)], rows)}")
+    columns = ("ratio", "ratio_shared", "ratio_alone", "blocks")
+    rows = []
+    for field, bound in subjects:
+        found = [metrics[f"{field}/trimtab AE-SZ/{bound}/{what}"] for what in columns]
+        rival = metrics[f"{field}/trimtab SZ ratio/{bound}/ratio"]
+        cells = [f"{m.value:.2f}" if m.unit == "x" else f"{m.value:.0f} %" for m in (rival, *found)]
+        rows.append([f"{field}, {bound}", *cells])
+    heads = [
+        "",
+        "SZ ratio",
+        "AE-SZ, model not counted",
+        "shared by 16 snapshots",
+        "counted in full",
+        "network's blocks",
+    ]
+    networks = "; ".join(
+        f"{kind}: {network['bytes']} bytes" for kind, network in record.architecture["networks"].items()
+    )
+    title = f"**With the model** ({networks}; counted also where no block uses it), choice by bits"
+    parts.append(f"{title}\n\n{markdown(heads, rows)}")
+    rows = [
+        [name, f"{metrics[key].value:.1f}", f"{metrics[f'ablation/{name}/model'].value:.0f}"]
+        for key in metrics
+        if key.startswith("ablation/") and key.endswith("/ratio")
+        for name in [key.split("/")[1]]
+    ]
+    title = "**Waves at 2e-2 by block and latent size** (linear networks)"
+    parts.append(f"{title}\n\n{markdown(['block, latents', 'ratio', 'bytes of the model'], rows)}")
+    rows = []
+    for kind in record.architecture["networks"]:
+        for name in ("trimtab AE-SZ", "trimtab AE-SZ network", "trimtab SZ ratio"):
+            speeds = [metrics[f"speed, {kind}/{name}/{phase}"].value for phase in ("encode", "decode")]
+            rows.append([f"{kind}, {name}", *(f"{1000 * speed:.0f}" for speed in speeds)])
+    parts.append(f"**Speed at 2e-2**\n\n{markdown(['', 'encode, MB/s', 'decode, MB/s'], rows)}")
+    cells = {key.split("/")[1]: [] for key in metrics if key.startswith("cell/")}
+    for key, metric in metrics.items():
+        if key.startswith("cell/"):
+            cells[key.split("/")[1]].append(f"{metric.value:.4f}")
+    heads = ["size over the best single predictor's", "weights shared", "weights inline"]
+    parts.append(markdown(heads, [[name, *values] for name, values in cells.items()]))
     return "\n\n".join([*parts, _notes(record)])
 
 
@@ -397,6 +451,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "delta": ("Tuned weights, against their base", delta_tables),
     "lossy": ("Fields, within an error bound", lossy_tables),
     "rate_distortion": ("Fields, size at equal PSNR", rate_distortion_tables),
+    "aesz": ("AE-SZ, a trained predictor (synthetic series)", aesz_tables),
     "gwlz": ("Fields, with a learned enhancer", gwlz_tables),
     "scaling": ("A second thread", scaling_table),
     "transfer": ("Parameters of another model", transfer_tables),

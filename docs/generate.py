@@ -30,6 +30,9 @@ LAYOUTS = {
     "sz: interpolated tiles": "trimtab.codecs.sz_interpolated",
     "sz: the body of an interpolated tile": "trimtab.codecs.interpolation",
     "sz: pyramids": "trimtab.codecs.pyramid",
+    "aesz": "trimtab.codecs.aesz",
+    "aesz: tiles in blocks": "trimtab.codecs.aesz_tile",
+    "aesz: models": "trimtab.codecs.autoencoder",
     "gwlz": "trimtab.codecs.gwlz",
     "sparse": "trimtab.codecs.sparse",
 }

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 import trimtab as tt
 from tests.cli.conftest import one_line_error
+from tests.networks import pooling
 from tests.samples import same_bits
 from trimtab import bounds
 
@@ -52,6 +53,21 @@ def test_lossy_there_and_back(trimtab, field, tmp_path, flag, value, bound):
 def test_pointwise_relative_bound(trimtab, field, tmp_path):
     assert trimtab("pack", field, tmp_path / "f.tt", "--pointwise-rel", "0.01").exit_code == 0
     assert bounds.PointwiseRel(0.01).allows(np.load(field), tt.load(tmp_path / "f.tt")["field"])
+
+
+def test_a_model_predicts(trimtab, tmp_path):
+    path, packed, back = tmp_path / "m.tt", tmp_path / "x.tt", tmp_path / "y.npy"
+    pooling(2).save(path)
+    x = np.repeat(np.random.default_rng(0).normal(0, 1, (100, 100)), 4, axis=0).repeat(4, axis=1).astype("f4")
+    np.save(tmp_path / "x.npy", x)
+    assert trimtab("pack", tmp_path / "x.npy", packed, "--rel", "0.01", "--model", path).exit_code == 0
+    assert tt.load(packed).reader.header("x").codec["id"] == "aesz"
+    assert trimtab("unpack", packed, back).exit_code == 0
+    assert bounds.Rel(0.01).allows(x, np.load(back))
+    for wrong in (["--model", path], ["--model", path, "--rel", "0.01", "--codec", "sz"]):
+        assert "--model" in one_line_error(trimtab("pack", tmp_path / "x.npy", packed, "--force", *wrong))
+    tt.save(packed, {"x": x}, tt.Rel(0.01), codec=pooling(2, weights="shared"))
+    assert trimtab("unpack", packed, back, "--force", "--model", path).exit_code == 0
 
 
 def test_a_bound_leaves_other_dtypes_alone_and_says_so(trimtab, arrays, tmp_path):

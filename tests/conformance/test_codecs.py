@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import trimtab as tt
+from tests.networks import required
 from tests.samples import ALL, SHAPES, promised, random_bits, same_bits, sample, special
 from trimtab import store
 from trimtab.bounds import PSNR, Abs, Lossless, PointwiseRel, Rel
@@ -23,10 +24,11 @@ LONG = [(1 << 18) - 1, (1 << 18) + 1]
 
 def settings(codec_id: str) -> list[Codec]:
     """Return a codec with each value of each of its closed choices, the defaults first."""
-    codecs = [make_codec({"id": codec_id})]
+    plain = {"id": codec_id, **required(codec_id)}
+    codecs = [make_codec(plain)]
     for field in msgspec.inspect.type_info(codec_class(codec_id)).fields:
         choices = field.type.values if isinstance(field.type, msgspec.inspect.LiteralType) else ()
-        codecs += [make_codec({"id": codec_id, field.name: choice}) for choice in choices if choice != field.default]
+        codecs += [make_codec({**plain, field.name: choice}) for choice in choices if choice != field.default]
     return codecs
 
 
@@ -66,7 +68,10 @@ def test_every_dtype_and_shape(codec, bound):
 
 @pytest.mark.parametrize("codec_id", codec_ids())
 def test_every_codec_takes_something(codec_id):
-    assert any(check(make_codec({"id": codec_id}), sample("float32", (100, 9)), bound) for bound in BOUNDS)
+    assert any(
+        check(make_codec({"id": codec_id, **required(codec_id)}), sample("float32", (100, 9)), bound)
+        for bound in BOUNDS
+    )
 
 
 @pytest.mark.parametrize("bound", BOUNDS, ids=repr)
@@ -141,4 +146,4 @@ def test_codecs_are_plain_data(codec):
 @pytest.mark.parametrize("lie", [{"no_such_setting": 1}, {"id": "no-such-codec"}, {"id": 3}, {"id": None}], ids=repr)
 def test_wrong_settings_are_refused(codec_id, lie):
     with pytest.raises((tt.FormatError, UnknownCodec), match=r"no_such_setting|no-such-codec|\$\.codec\.id"):
-        make_codec({"id": codec_id, **lie})
+        make_codec({"id": codec_id, **required(codec_id), **lie})

@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from tests.forged import LIES, lies
+from tests.networks import pooling
 from tests.samples import sample
 from trimtab import store
 from trimtab.bounds import PSNR, Abs, Bound, Lossless, PointwiseRel, Rel
@@ -35,6 +36,7 @@ BOUNDS: list[Bound] = [Lossless(), Abs(2e-5), Abs(0.02), Rel(0.01), PointwiseRel
 SETTINGS = {  # codecs whose settings change the format
     "enec": [{"mode": "fast"}, {"mode": "ratio"}, {"mode": "paper"}],
     "sz": [{"level": "fast"}, {"level": "balanced"}, {"level": "ratio"}],
+    "aesz": [{"model": pooling(2).model, "choice": "network"}],
     "gwlz": [{"hidden": []}, {"hidden": [4], "groups": 1, "steps": 800}, {"hidden": [], "groups": 1, "relaxed": 2}],
 }
 SIZES = {"gwlz": 12_005}  # codecs that leave arrays of SIZE to others

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tests.networks import pooling
 from tests.samples import special
 from trimtab.bounds import PSNR, Abs, Bound, Lossless, PointwiseRel, Rel
 from trimtab.codecs import ENEC, GWLZ, SZ, Codec, Raw, Sparse
@@ -150,6 +151,20 @@ def sz_integers() -> dict[str, Case]:
     return cases
 
 
+def aesz() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for name in ("float32", "float64", "float16"):
+        x = with_specials(field(name, 20, 30), largest=False)
+        cases[f"special {name}"] = (x, Abs(0.5), pooling(2, choice="network"))
+    cases["three axes"] = (field("float32", 9, 13, 17), Rel(0.01), pooling(3, choice="network"))
+    cases["planes"] = (field("float32", 3, 17, 20), Rel(0.02), pooling(2, choice="network", weights="shared"))
+    cases["whole numbers"] = (field("float32", 20, 30).round(), Abs(0.25), pooling(2, choice="network"))
+    mixed = field("float32", 24, 40)
+    mixed[8:16, 16:] = np.where(noise(8 * 24, 3).reshape(8, 24) > 0, 90, 10)
+    cases["kinds"] = (mixed, Abs(0.5), pooling(2, choice="l1"))
+    return cases
+
+
 def gwlz() -> dict[str, Case]:
     quick = GWLZ(hidden=(3, 2), groups=2, steps=30)
     rough, walk = field("float64", 30, 31, 32), (noise(120_000).cumsum() / 4096).astype(np.float32)
@@ -197,6 +212,7 @@ FILES: dict[str, Callable[[], dict[str, Case]]] = {
     "sz-fast": sz_fast,
     "sz-ratio": sz_ratio,
     "sz-integers": sz_integers,
+    "aesz": aesz,
     "gwlz": gwlz,
     "sparse": sparse,
 }

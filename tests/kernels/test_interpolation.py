@@ -173,3 +173,28 @@ def test_sums_agree(num):
     assert np.array_equal(*means)
     assert np.allclose(grams[0], (vectors * shares) @ vectors.T)
     assert np.allclose(means[0, 0], (x[points - 20] + x[points + 3]) / 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_known_points_are_joined(shape, dtype):
+    level, rng = Level(shape, 1), np.random.default_rng(3)
+    x_strides, strides = longs([shape[1] * shape[2], shape[2], 1]), strides_of(level)
+    values, known = (
+        rng.normal(0, 1, math.prod(shape)).astype(dtype),
+        rng.integers(0, 2, math.prod(shape)).astype(np.uint8),
+    )
+    grids, lacking = (rng.normal(0, 1, level.num_places).astype(dtype) for _ in range(2))
+    for parity in level.parities:
+        size, class_shape = math.prod(level.class_shape(parity)), longs(level.class_shape(parity))
+        codes, others = (rng.integers(-9, 9, size).astype(np.int32) for _ in range(2))
+        found = []
+        for twin in (ref, numba):
+            results = grids.copy(), lacking.copy(), codes.copy()
+            place = int(longs(parity) @ x_strides), 2 * x_strides
+            own = (level.start(parity), strides, class_shape)
+            twin.join_class(values, known, *place, *results[:2], *own, results[2], others)
+            found.append([part.tobytes() for part in results])
+        assert found[0] == found[1]
+        here = level.elements(known.reshape(shape), parity).reshape(-1) != 0
+        assert np.array_equal(results[2], np.where(here, others, codes))

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     is_flag=True,
     help="For arrays with many zeros, such as pruned weights: codec sparse, and the usual one where that is shorter.",
 )
+@click.option(
+    "--model",
+    type=options.PATH,
+    metavar="FILE",
+    help="Predict with the AE-SZ model in FILE where that makes an array smaller; its weights go into OUT.",
+)
 @options.level_option
 @options.base_option
 @click.option("--integers", is_flag=True, help="Let the bound apply to integer arrays (images, counts), too.")
@@ -50,6 +56,7 @@ def verb(
     out: Path,
     target_ratio: float | None,
     codec: str | None,
+    model: Path | None,
     sparse: bool,
     level: Level | None,
     base: Path | None,
@@ -72,6 +79,7 @@ def verb(
     arrays of the same names, dtypes and shapes are packed where they are smaller. unpack and verify need that file too.
     """
     from trimtab.bounds import Lossless
+    from trimtab.codecs import AESZ
     from trimtab.errors import UsageError
     from trimtab.sources import open_source
     from trimtab.store import bound_applies, check_base, codec_named
@@ -95,6 +103,8 @@ def verb(
     if base is not None and not lossless:
         raise UsageError("--base packs differences losslessly; leave out the bound, or --base")
     check_base(base, bound, made)
+    if model and (codec or level or lossless):
+        raise UsageError("--model needs an error bound, for instance --rel 1e-2, and none of --codec, --sparse and --level")
     begun = time.perf_counter()
     with open_source(source, tensors_only=tensors_only) as arrays, options.chosen_threads(threads):
         options.check_output(out, source, force=force)
@@ -111,6 +121,7 @@ def verb(
             if exact and not lossless:
                 what = bound_text(bound) if target_ratio is None else "the chosen bound"
                 say(f"{what} does not apply to {names(exact)}; kept exactly")
+        made = AESZ.load(model) if model else made
         packing = Packing(arrays, made, None if made else level, integers, quiet, base, options.open_base(base))
         choice, num_differences = None, 0
         if target_ratio is None:

@@ -35,6 +35,7 @@ _CLASSES = {
     "raw": "trimtab.codecs.raw:Raw",
     "enec": "trimtab.codecs.enec:ENEC",
     "sz": "trimtab.codecs.sz:SZ",
+    "aesz": "trimtab.codecs.aesz:AESZ",
     "gwlz": "trimtab.codecs.gwlz:GWLZ",
     "sparse": "trimtab.codecs.sparse:Sparse",
 }

@@ -29,6 +29,12 @@ group, in a group in the order of signs (+ before -, the last axis changing fast
 a level but not at the finest, groups that step along it have no members there; the weights of such groups of values are
 added to the first group's.
 
+Where blocks of the tile are known beforehand (`Prior`), what these lack is predicted from what known neighbours lacked,
+others counting as 0, and added: a second pyramid of the same shape holds it, in which points elsewhere are 0, and the
+first element is what it lacks. Where predictions are rounded to multiples of the step, so are known values: rint(value
+x (1 / step)) x step. The body then begins with uint8, the number of sets of weights for it, uint16, the bytes of these,
+and the sets as above, of whose numbers only the weights of values count. Without any, those of the tile are taken.
+
 With S = 0 the weights are those of a cubic along each odd axis, averaged: 4608 // n for each of the n groups at
 distance 1 along an odd axis, -(512 // n) for those at distance 3, 0 for others, and to the first what is missing to
 4096. Magnitudes have 128 w // W, where w is 24 times the group's members divided by their squared distance and W the
@@ -64,6 +70,7 @@ from trimtab.kernels.contexts.ref import MAX_CONTEXTS, NUM_BUCKETS, UNIT, thresh
 
 _HEAD = struct.Struct("<4BH")
 _SIZES = struct.Struct("<iI")
+_SETS = struct.Struct("<BH")
 
 
 EVEN = 0, 0
@@ -74,7 +81,7 @@ _NO_MARGINS = np.empty((0, 1))
 _MAX_MARGIN_CODE = 3  # codes beyond have the margin of this one
 _SPREAD = 4.0  # so much less than at the finest level is a bit worth at others, whose errors spread
 
-_FillClass = Callable[["_Walk", Point, np.ndarray], None]
+_FillClass = Callable[["_Walk", Point, list[np.ndarray]], None]
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,25 @@ class Target:
         return cls(y.reshape(-1), 0, np.array([y.shape[1] * y.shape[2], y.shape[2], 1], np.int64))
 
 
+@dataclass(frozen=True)
+class Prior:
+    """What is known of a tile beforehand: `values` (working dtype, finite) where `known` (uint8, 0 or 1) says so."""
+
+    values: np.ndarray
+    known: np.ndarray
+
+    def on_grid(self, step: float) -> Prior:
+        """Return the same with values rounded to multiples of a step."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            rounded = np.rint(self.values.astype(np.float64) * (1.0 / step)) * step
+            return Prior(rounded.astype(self.values.dtype), self.known)
+
+    def lack(self, x: np.ndarray) -> np.ndarray:
+        """Return what the values lack of the tile's elements; NaN where they are not known."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.where(self.known != 0, x - self.values, np.array(np.nan, x.dtype))
+
+
 def applies(extents: Point) -> bool:
     """Return whether a tile of such extents can be interpolated: not where that would take far more memory than it."""
     return math.prod(extents) >= 8 and Level(extents, 1).num_places <= max(4 * math.prod(extents), 1 << 16)
@@ -134,21 +160,21 @@ class Interpolation:
         before: Pass | None = None,
         bit: float = 0.0,
         values: list[WeightSet] | None = None,
+        prior: Prior | None = None,
     ) -> Pass:
         """Encode a tile, with A and B of `fineness`.
 
         `x` has the tile's extents and the working dtype. With `snap`, predictions are multiples of the step. Where a
         pass was made `before`, weights of values are fitted to the elements as it left them, unless `values` are given,
         and codes are rounded towards zero where that costs a squared error of less than `bit` squared steps for each
-        bit that it saves.
+        bit that it saves. A `prior` goes with neither.
         """
         x = np.ascontiguousarray(x)
-        with np.errstate(invalid="ignore", over="ignore"):
-            first = x.reshape(-1)[0].astype(np.float64) / self.step
-            first = int(np.rint(first)) if abs(first) < 2.0**30 else 0
+        prior = prior.on_grid(self.step) if prior is not None and snap else prior
         steps = self._steps(fineness)
+        first, lacking = self._first(x), self._fit_lacking(x, prior)
         values = values or fit_values(x, self.levels, steps, before.y if before else None)
-        codes, y = self._predict(x, first, values, snap, steps, before, bit)
+        codes, y = self._predict(x, first, values, snap, steps, before, bit, prior, lacking)
         coder = kernels.load("tokens")
         tokens = np.empty((1, codes.size), np.uint8)
         extra = np.empty(coder.max_extra_size(codes.size), np.uint8)
@@ -157,14 +183,48 @@ class Interpolation:
         block, buckets, bits = self._encode_tokens(tokens[0], sets)
         packed = deflate(np.frombuffer(b"".join(map(self._pack_set, sets)), np.uint8))
         head = _HEAD.pack(len(sets), snap, *fineness, len(packed)) + packed + _SIZES.pack(first, block.size)
+        if prior is not None:
+            packed = deflate(np.frombuffer(b"".join(map(self._pack_set, lacking)), np.uint8))
+            head = _SETS.pack(len(lacking), len(packed)) + packed + head
         return Pass(head + block.tobytes() + extra.tobytes(), y, buckets, values, bits)
 
-    def decode(self, body: np.ndarray, target: Target) -> None:
+    def codes(self, x: np.ndarray, snap: bool, prior: Prior | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return each element's code (int32, with the tile's extents; 0 for the first), and the decoded elements.
+
+        Both as `encode` makes them.
+        """
+        x = np.ascontiguousarray(x)
+        prior = prior.on_grid(self.step) if prior is not None and snap else prior
+        steps = self._steps(EVEN)
+        values, lacking = fit_values(x, self.levels, steps), self._fit_lacking(x, prior)
+        codes, y = self._predict(x, self._first(x), values, snap, steps, None, 0.0, prior, lacking)
+        field, at = np.zeros(self.extents, np.int32), 0
+        for level in self.levels:
+            for parity in level.parities:
+                shape = level.class_shape(parity)
+                level.elements(field, parity)[...] = codes[at : at + math.prod(shape)].reshape(shape)
+                at += math.prod(shape)
+        return field, y
+
+    def _first(self, x: np.ndarray) -> int:
+        """Return the first element's code."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            first = x.reshape(-1)[0].astype(np.float64) / self.step
+            return int(np.rint(first)) if abs(first) < 2.0**30 else 0
+
+    def _fit_lacking(self, x: np.ndarray, prior: Prior | None) -> list[WeightSet]:
+        """Return the weights fitted to what a prior lacks."""
+        return fit_values(prior.lack(x), self.levels, self._steps(EVEN)) if prior is not None else []
+
+    def decode(self, body: np.ndarray, target: Target, prior: Prior | None = None) -> None:
         """Write the elements, outliers aside, to where `target` says; its dtype is the working dtype.
 
         Raises:
             Corrupt: the body contradicts itself.
         """
+        lacking: list[WeightSet] = []
+        if prior is not None:
+            lacking, body = self._read_lacking(body)
         head = _HEAD.unpack(body[: _HEAD.size].tobytes()) if body.size >= _HEAD.size else (255, 0, 0, 0, 0)
         num_sets, snap, *fineness, size = head
         start = _HEAD.size + size
@@ -173,10 +233,7 @@ class Interpolation:
         steps = self._steps(fineness)
         if not min(steps) > 0:
             raise Corrupt(f"the steps of a tile's levels, from {self.step} to {min(steps)}, are not all positive")
-        weights = inflate(body[_HEAD.size : start], "u1", num_sets * self._set_size)
-        sets = [
-            self._unpack_set(weights[i * self._set_size : (i + 1) * self._set_size].tobytes()) for i in range(num_sets)
-        ]
+        sets = self._unpack_sets(body[_HEAD.size : start], num_sets)
         first, block_size = _SIZES.unpack(body[start : start + _SIZES.size].tobytes())
         start += _SIZES.size
         if block_size > body.size - start:
@@ -185,7 +242,22 @@ class Interpolation:
         codes = np.empty((1, tokens.size), np.int32)
         if kernels.load("tokens").decode(tokens[None], body[start + block_size :], 0, codes) != 0:
             raise Corrupt("a tile's extra bits do not match its tokens")
-        self._reconstruct(codes[0], first, sets, bool(snap), steps, target)
+        prior = prior.on_grid(self.step) if prior is not None and snap else prior
+        self._reconstruct(codes[0], first, sets, bool(snap), steps, target, prior, lacking)
+
+    def _read_lacking(self, body: np.ndarray) -> tuple[list[WeightSet], np.ndarray]:
+        """Return the weights for what a prior lacks, and the rest of the body."""
+        num_sets, size = _SETS.unpack(body[: _SETS.size].tobytes()) if body.size >= _SETS.size else (255, 0)
+        start = _SETS.size + size
+        if num_sets > MAX_SETS or body.size < start:
+            raise Corrupt(f"an interpolated tile of {body.size} bytes has no room for {num_sets} sets of weights")
+        return self._unpack_sets(body[_SETS.size : start], num_sets), body[start:]
+
+    def _unpack_sets(self, section: np.ndarray, num_sets: int) -> list[WeightSet]:
+        weights = inflate(section, "u1", num_sets * self._set_size)
+        return [
+            self._unpack_set(weights[i * self._set_size : (i + 1) * self._set_size].tobytes()) for i in range(num_sets)
+        ]
 
     # prediction
 
@@ -204,6 +276,8 @@ class Interpolation:
         steps: list[float],
         before: Pass | None,
         bit: float,
+        prior: Prior | None,
+        lacking: list[WeightSet],
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the codes (int32) of all elements but the first, and the elements that they stand for."""
         codes = np.empty(x.size - 1, np.int32)
@@ -212,72 +286,109 @@ class Interpolation:
         strides = np.array([x.shape[1] * x.shape[2], x.shape[2], 1], np.int64)
         kinds, margins = (before.buckets, before.margins(bit)) if before else (_NOTHING, _NO_MARGINS)
         coarse = before.margins(bit / _SPREAD) if before else _NO_MARGINS
+        missing = prior.lack(x).reshape(-1) if prior is not None else flat
 
-        def encode_class(walk: _Walk, parity: Point, grids: np.ndarray) -> None:
+        def encode_class(walk: _Walk, parity: Point, grids: list[np.ndarray]) -> None:
             nonlocal at
-            shape = walk.shapes[parity]
-            begin = int(walk.level.spacing * (np.array(parity) @ strides))
-            taps = walk.value_taps(parity, self._weights(values, walk.level, parity).values, self.dtype)
-            part = codes[at : at + walk.counts[parity]]
-            kernel.encode_class(
-                flat, begin, 2 * walk.level.spacing * strides, grids, walk.start(parity), walk.strides,
-                shape, *taps, self._step(steps, walk.level), snap, kinds[at : at + part.size],
-                margins if walk.level.spacing == 1 else coarse, part,
-            )  # fmt: skip
-            at += part.size
+            place = walk.place(parity, strides)
+            parts = [codes[at : at + walk.counts[parity]]]
+            parts += [np.empty_like(parts[0]) for _ in grids[1:]]
+            for source, grid, sets, part in zip(
+                (flat, missing), grids, (values, lacking or values), parts, strict=False
+            ):
+                taps = walk.value_taps(parity, self._weights(sets, walk.level, parity).values, self.dtype)
+                kernel.encode_class(
+                    source, *place, grid, walk.start(parity), walk.strides, walk.shapes[parity], *taps,
+                    self._step(steps, walk.level), snap, kinds[at : at + part.size],
+                    margins if walk.level.spacing == 1 else coarse, part,
+                )  # fmt: skip
+            if prior is not None:
+                self._join(walk, parity, prior, grids, parts)
+            at += parts[0].size
 
         y = np.empty(self.extents, self.dtype)
-        self._climb(self._root(first), encode_class, Target.whole(y))
+        self._climb(self._roots(first, prior), encode_class, Target.whole(y))
         return codes, y
 
     def _reconstruct(
-        self, codes: np.ndarray, first: int, sets: list[WeightSet], snap: bool, steps: list[float], target: Target
+        self,
+        codes: np.ndarray,
+        first: int,
+        sets: list[WeightSet],
+        snap: bool,
+        steps: list[float],
+        target: Target,
+        prior: Prior | None,
+        lacking: list[WeightSet],
     ) -> None:
         kernel = kernels.load("interpolation")
         at = 0
 
-        def decode_class(walk: _Walk, parity: Point, grids: np.ndarray) -> None:
+        def decode_class(walk: _Walk, parity: Point, grids: list[np.ndarray]) -> None:
             nonlocal at
-            shape = walk.shapes[parity]
-            taps = walk.value_taps(parity, self._weights(sets, walk.level, parity).values, self.dtype)
             part = codes[at : at + walk.counts[parity]]
-            kernel.decode_class(
-                grids, walk.start(parity), walk.strides, shape, *taps, self._step(steps, walk.level), snap, part
-            )  # fmt: skip
+            for grid, own in zip(grids, (sets, lacking or sets), strict=False):
+                taps = walk.value_taps(parity, self._weights(own, walk.level, parity).values, self.dtype)
+                kernel.decode_class(
+                    grid, walk.start(parity), walk.strides, walk.shapes[parity], *taps,
+                    self._step(steps, walk.level), snap, part,
+                )  # fmt: skip
+            if prior is not None:
+                self._join(walk, parity, prior, grids, [part, part])
             at += part.size
 
-        self._climb(self._root(first), decode_class, target)
+        self._climb(self._roots(first, prior), decode_class, target)
 
     @staticmethod
     def _step(steps: list[float], level: Level) -> float:
         return steps[-level.spacing.bit_length()]
 
-    def _root(self, first: int) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            return np.full(1, first * self.step).astype(self.dtype)
+    def _join(self, walk: _Walk, parity: Point, prior: Prior, grids: list[np.ndarray], codes: list[np.ndarray]) -> None:
+        """Put together the points of a class that are known beforehand, with what they lack, and those that are not."""
+        strides = Target.whole(prior.values).strides
+        kernels.load("interpolation").join_class(
+            prior.values.reshape(-1), prior.known.reshape(-1), *walk.place(parity, strides), *grids,
+            walk.start(parity), walk.strides, walk.shapes[parity], *codes,
+        )  # fmt: skip
 
-    def _climb(self, root: np.ndarray, fill_class: _FillClass, target: Target | None) -> None:
-        """Fill in class after class, from the first element on, and write the finest lattice to the target."""
+    def _roots(self, first: int, prior: Prior | None) -> list[np.ndarray]:
+        """Return the first element, and what the prior lacks there."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            root = np.full(1, first * self.step).astype(self.dtype)
+            if prior is None:
+                return [root]
+            known = prior.known.reshape(-1)[:1] != 0
+            return [root, np.where(known, root - prior.values.reshape(-1)[:1], self.dtype.type(0))]
+
+    def _climb(self, roots: list[np.ndarray], fill_class: _FillClass, target: Target | None) -> None:
+        """Fill in class after class, from the first elements on, and write the first finest lattice to the target."""
         kernel = kernels.load("interpolation")
-        fill_margins = kernel.repeat_margins if root.dtype == np.uint8 else kernel.fill_margins
+        dtype = roots[0].dtype
+        fill_margins = kernel.repeat_margins if dtype == np.uint8 else kernel.fill_margins
         if not self.levels and target is not None:
-            target.out[target.start] = root[0]
-        even, grids = (0, 0, 0), root
+            target.out[target.start] = roots[0][0]
+        even, all_grids = (0, 0, 0), roots
         for number, level in enumerate(self.levels):
             walk = _walk(level)
             if number == 0:
-                grids = walk.empty_grids(root.dtype)
-                grids[walk.start(even)] = root[0]
-            fill_margins(grids, walk.start(even), walk.strides, walk.shapes[even], walk.live)
+                all_grids = [walk.empty_grids(dtype) for _ in roots]
+                for grids, root in zip(all_grids, roots, strict=True):
+                    grids[walk.start(even)] = root[0]
+            for grids in all_grids:
+                fill_margins(grids, walk.start(even), walk.strides, walk.shapes[even], walk.live)
             for parity in level.parities:
-                fill_class(walk, parity, grids)
-                fill_margins(grids, walk.start(parity), walk.strides, walk.shapes[parity], walk.live)
+                fill_class(walk, parity, all_grids)
+                for grids in all_grids:
+                    fill_margins(grids, walk.start(parity), walk.strides, walk.shapes[parity], walk.live)
             if number + 1 < len(self.levels):
                 finer = _walk(self.levels[number + 1])
-                coarse, grids = grids, finer.empty_grids(root.dtype)
-                kernel.merge(coarse, walk.starts, walk.strides, walk.extents, grids, finer.start(even), finer.strides)
+                coarse, all_grids = all_grids, [finer.empty_grids(dtype) for _ in roots]
+                for grids, fine in zip(coarse, all_grids, strict=True):
+                    kernel.merge(grids, walk.starts, walk.strides, walk.extents, fine, finer.start(even), finer.strides)
             elif target is not None:
-                kernel.merge(grids, walk.starts, walk.strides, walk.extents, target.out, target.start, target.strides)
+                kernel.merge(
+                    all_grids[0], walk.starts, walk.strides, walk.extents, target.out, target.start, target.strides
+                )
 
     # contexts
 
@@ -287,8 +398,9 @@ class Interpolation:
         buckets, joint = np.empty(tokens.size, np.uint8), np.zeros((NUM_BUCKETS, 128), np.int64)
         at = 0
 
-        def fill_buckets(walk: _Walk, parity: Point, grids: np.ndarray) -> None:
+        def fill_buckets(walk: _Walk, parity: Point, all_grids: list[np.ndarray]) -> None:
             nonlocal at
+            (grids,) = all_grids
             shape = walk.shapes[parity]
             weights = self._weights(sets, walk.level, parity)
             size = walk.counts[parity]
@@ -298,7 +410,7 @@ class Interpolation:
             )  # fmt: skip
             at += size
 
-        self._climb(_NO_MAGNITUDE, fill_buckets, None)
+        self._climb([_NO_MAGNITUDE], fill_buckets, None)
         bounds = merge_buckets(joint)
         contexts = np.searchsorted(bounds, np.arange(NUM_BUCKETS), side="right").astype(np.uint8)
         counts = np.zeros((bounds.size + 1, 128), np.int64)
@@ -325,8 +437,9 @@ class Interpolation:
         position = np.array([start], np.uint64)
         at = 0
 
-        def decode_class(walk: _Walk, parity: Point, grids: np.ndarray) -> None:
+        def decode_class(walk: _Walk, parity: Point, all_grids: list[np.ndarray]) -> None:
             nonlocal at
+            (grids,) = all_grids
             shape = walk.shapes[parity]
             weights = self._weights(sets, walk.level, parity)
             size = walk.counts[parity]
@@ -336,7 +449,7 @@ class Interpolation:
             )  # fmt: skip
             at += size
 
-        self._climb(_NO_MAGNITUDE, decode_class, None)
+        self._climb([_NO_MAGNITUDE], decode_class, None)
         if states.any() or block.size != max((int(position[0]) + 7) // 8, start // 8 + 8):
             raise Corrupt("a tile's tokens do not end with their block")
         return tokens
@@ -412,6 +525,10 @@ class _Walk:
 
     def start(self, parity: Point) -> int:
         return int(self.starts[parity[0] * 4 + parity[1] * 2 + parity[2]])
+
+    def place(self, parity: Point, strides: np.ndarray) -> tuple[int, np.ndarray]:
+        """Return where in a tile of these strides a class begins, and the distances of its points."""
+        return int(self.level.spacing * (np.array(parity) @ strides)), 2 * self.level.spacing * strides
 
     def empty_grids(self, dtype: np.dtype) -> np.ndarray:
         return (np.zeros if dtype == np.uint8 else np.empty)(self.level.num_places, dtype)

@@ -24,7 +24,7 @@ from functools import cached_property
 import numpy as np
 
 from trimtab import kernels
-from trimtab.codecs.interpolation import EVEN, Interpolation, Pass, Target, applies
+from trimtab.codecs.interpolation import EVEN, Interpolation, Pass, Prior, Target, applies
 from trimtab.codecs.interpolation_fit import WeightSet
 from trimtab.codecs.pyramid import Point
 from trimtab.codecs.sections import deflate, inflate
@@ -79,13 +79,13 @@ class Trial:
 
 
 def encode_interpolated(
-    tile: Tile, dtype: np.dtype, flat: np.ndarray, step: float, limit: float
+    tile: Tile, dtype: np.dtype, flat: np.ndarray, step: float, limit: float, prior: Prior | None = None
 ) -> tuple[np.ndarray, int] | None:
     """Return the payload (uint8) and the digest of what it decodes to; None if too many elements miss the limit."""
     x = _elements(tile, flat)
     if x is None or step > _LARGEST_STEP:
         return None
-    done = Interpolation(x.shape, step, dtype).encode(x.astype(dtype, copy=False), 2 * limit <= step)
+    done = Interpolation(x.shape, step, dtype).encode(x.astype(dtype, copy=False), 2 * limit <= step, prior=prior)
     trial = _judged(step, done, x, limit)
     return (trial.payload, digest(trial.y)) if trial else None
 
@@ -178,13 +178,15 @@ def _judged(step: float, result: Pass, x: np.ndarray, limit: float) -> Trial | N
     return Trial(step, result.body, exact, outliers, y)
 
 
-def decode_interpolated(payload: np.ndarray, tile: Tile, dtype: np.dtype, flat: np.ndarray) -> None:
+def decode_interpolated(
+    payload: np.ndarray, tile: Tile, dtype: np.dtype, flat: np.ndarray, prior: Prior | None = None
+) -> None:
     """Write the tile's elements into `flat`, the whole array in C order.
 
     Raises:
         Corrupt: the payload contradicts itself.
     """
-    if tile.lane != 1 or not applies(_extents(tile)):
+    if tile.lane != 1 or not applies(three_axes(tile)):
         raise Corrupt(f"a tile of extents {tile.extents} and lane {tile.lane} is never interpolated")
     if payload.size < _HEAD.size:
         raise Corrupt(f"an interpolated tile of {payload.size} bytes has no room for its head of {_HEAD.size}")
@@ -196,12 +198,12 @@ def decode_interpolated(payload: np.ndarray, tile: Tile, dtype: np.dtype, flat: 
         )
     ends = np.cumsum([_HEAD.size, *lengths])
     body, gaps, values = (payload[a:b] for a, b in itertools.pairwise(ends))
-    interpolation = Interpolation(_extents(tile), step, dtype)
+    interpolation = Interpolation(three_axes(tile), step, dtype)
     if flat.dtype == dtype:
-        interpolation.decode(body, _target(tile, flat))
+        interpolation.decode(body, _target(tile, flat), prior)
     else:
-        y = np.empty(_extents(tile), dtype)
-        interpolation.decode(body, Target.whole(y))
+        y = np.empty(three_axes(tile), dtype)
+        interpolation.decode(body, Target.whole(y), prior)
         with np.errstate(over="ignore"):
             tile.view(flat)[...] = y.reshape(tile.extents).astype(flat.dtype)
     positions = inflate(gaps, "<u4", num_outliers).astype(np.int64).cumsum()
@@ -212,7 +214,7 @@ def decode_interpolated(payload: np.ndarray, tile: Tile, dtype: np.dtype, flat: 
 
 def _elements(tile: Tile, flat: np.ndarray) -> np.ndarray | None:
     """Return the tile's elements in three dimensions; None if it is never interpolated."""
-    extents = _extents(tile)
+    extents = three_axes(tile)
     return np.ascontiguousarray(tile.view(flat)).reshape(extents) if tile.lane == 1 and applies(extents) else None
 
 
@@ -224,7 +226,8 @@ def _target(tile: Tile, flat: np.ndarray) -> Target:
     return Target(flat, int(np.array(starts) @ strides), strides)
 
 
-def _extents(tile: Tile) -> Point:
+def three_axes(tile: Tile) -> Point:
+    """Return the lengths of a tile's axes, with leading ones of 1."""
     a, b, c = (1,) * (3 - len(tile.extents)) + tile.extents
     return a, b, c
 

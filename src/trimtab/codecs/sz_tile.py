@@ -31,7 +31,7 @@ from trimtab.packed import Digest, digest
 Scale = Literal["linear", "log2"]
 """What the quantiser's integers are uniform in: the values, or the logarithms of their magnitudes."""
 
-_WORKING_DTYPES = {
+WORKING_DTYPES = {
     **dict.fromkeys(("float16", "bfloat16", "float32", "int8", "uint8", "int16", "uint16"), np.dtype(np.float32)),
     **dict.fromkeys(("float64", "int32", "uint32", "int64", "uint64"), np.dtype(np.float64)),
 }
@@ -104,7 +104,7 @@ class TileCoder:
 
     def _interpolated(self, flat: np.ndarray, limit: float, error_share: float) -> tuple[np.ndarray, int] | None:
         """Return the payload of the tile, interpolated, and the digest."""
-        dtype = _WORKING_DTYPES[flat.dtype.name]
+        dtype = WORKING_DTYPES[flat.dtype.name]
         if not error_share:
             return encode_interpolated(self.tile, dtype, flat, self.step, limit)
         most = self.squared_error(flat)[0] * error_share
@@ -183,7 +183,7 @@ class TileCoder:
         if payload.size and payload[0] == INTERPOLATED:
             if self.scale != "linear" or flat.dtype.kind in "iu":
                 raise Corrupt(f"a tile of {flat.dtype} with scale {self.scale!r} is interpolated")
-            decode_interpolated(payload, tile, _WORKING_DTYPES[flat.dtype.name], flat)
+            decode_interpolated(payload, tile, WORKING_DTYPES[flat.dtype.name], flat)
             return
         if payload.size < _HEAD.size:
             raise Corrupt(f"a tile of {payload.size} bytes has no room for its head of {_HEAD.size}")
@@ -268,7 +268,7 @@ class TileCoder:
         """
         tile = self.tile
         starts = tile.starts()[::stride].copy()
-        if flat.dtype == _WORKING_DTYPES[flat.dtype.name]:
+        if flat.dtype == WORKING_DTYPES[flat.dtype.name]:
             return tile.clip(flat), starts
         if stride == 1:
             x, starts = np.ascontiguousarray(tile.view(flat)).reshape(-1), tile.local_starts()
@@ -299,7 +299,7 @@ class TileCoder:
             y = np.empty(tile.num_elements, dtype)
             quantiser.dequantise_integers(q, tile.local_starts(), self.step, self.offset, tile.margin, y)
             return y
-        y = np.empty(tile.num_elements, _WORKING_DTYPES[dtype.name])
+        y = np.empty(tile.num_elements, WORKING_DTYPES[dtype.name])
         self._expand(q, signs, zeros, y)
         return narrowed(y, dtype)
 
@@ -377,12 +377,12 @@ class TileCoder:
     def _is_direct(self, flat: np.ndarray) -> bool:
         """Whether elements and integers become one another without a step between."""
         floats = flat.dtype.kind not in "iu"
-        return self.scale == "linear" and floats and flat.dtype == _WORKING_DTYPES[flat.dtype.name]
+        return self.scale == "linear" and floats and flat.dtype == WORKING_DTYPES[flat.dtype.name]
 
 
 def widened(x: np.ndarray) -> np.ndarray:
     """Return `x` (flat) in the dtype that it is quantised in."""
-    dtype = _WORKING_DTYPES[x.dtype.name]
+    dtype = WORKING_DTYPES[x.dtype.name]
     if x.dtype.kind in "iu" or x.dtype.itemsize > 2:
         return x.astype(dtype, copy=False)
     wide = np.empty(x.size, dtype)

@@ -19,6 +19,7 @@ __all__ = [
     "encode_class",
     "fill_margins",
     "group_means",
+    "join_class",
     "merge",
     "misses",
     "products",
@@ -164,6 +165,42 @@ def _extend(grids, a, b, target, width):
     x, y, z = grids[a : a + width], grids[b : b + width], grids[target : target + width]
     for k in range(width):
         z[k] = x[k] + (x[k] - y[k])
+
+
+@kernel(
+    *(
+        types.void(
+            _read(scalar),
+            _read(types.uint8),
+            types.int64,
+            _VECTOR,
+            scalar[::1],
+            scalar[::1],
+            types.int64,
+            _VECTOR,
+            _VECTOR,
+            types.int32[::1],
+            _CODES,
+        )
+        for scalar in _FLOATS
+    )
+)
+def join_class(values, known, x_start, x_strides, grids, lacking, start, strides, shape, codes, lacking_codes):
+    num = shape[2]
+    zero = grids.dtype.type(0)
+    for r in range(shape[0] * shape[1]):
+        i, j = r // shape[1], r % shape[1]
+        place = start + i * strides[0] + j * strides[1]
+        source = x_start + i * x_strides[0] + j * x_strides[1]
+        points, rest = grids[place : place + num], lacking[place : place + num]
+        own, other = codes[r * num : r * num + num], lacking_codes[r * num : r * num + num]
+        for k in range(num):
+            at = u64(source + k * x_strides[2])
+            if known[at]:
+                points[k] = values[at] + rest[k]
+                own[k] = other[k]
+            else:
+                rest[k] = zero
 
 
 @kernel(*(types.void(scalar[::1], types.int64, _VECTOR, _VECTOR, _VECTOR) for scalar in _FLOATS))

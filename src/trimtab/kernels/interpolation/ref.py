@@ -78,6 +78,33 @@ def decode_class(
         grids[places] = (np.rint(sums * (1.0 / step)) + d) * step if snap else sums + d * step
 
 
+def join_class(
+    values: np.ndarray,
+    known: np.ndarray,
+    x_start: int,
+    x_strides: np.ndarray,
+    grids: np.ndarray,
+    lacking: np.ndarray,
+    start: int,
+    strides: np.ndarray,
+    shape: np.ndarray,
+    codes: np.ndarray,
+    lacking_codes: np.ndarray,
+) -> None:
+    """Put together a class of a lattice of which some points are known beforehand.
+
+    `values` and `known` (uint8, both flat) are the tile's, with the class's points as `x` has them in `encode_class`.
+    Where a point is known, it becomes the sum of its value and of what `lacking` (a second array of grids) has for it,
+    in the grids' dtype, and its code that of the latter; elsewhere `lacking` becomes 0.
+    """
+    places, sources = _places(start, strides, shape), _places(x_start, x_strides, shape)
+    here = known[sources] != 0
+    with np.errstate(invalid="ignore", over="ignore"):
+        grids[places] = np.where(here, values[sources] + lacking[places], grids[places])
+    lacking[places] = np.where(here, lacking[places], 0)
+    codes[:] = np.where(here.reshape(-1), lacking_codes, codes)
+
+
 def fill_margins(grids: np.ndarray, start: int, strides: np.ndarray, shape: np.ndarray, live: np.ndarray) -> None:
     """Continue a class in straight lines: one place before its points and two after, along each live axis.
 

@@ -1,0 +1,1 @@
+"""A layer of a network in whole numbers, whose sums are exact in any order."""

@@ -1,0 +1,1 @@
+"""Vectors on a grid predicted from those before, in whole numbers."""
