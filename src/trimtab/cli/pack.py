@@ -104,7 +104,7 @@ def verb(
         raise UsageError("--base packs differences losslessly; leave out the bound, or --base")
     check_base(base, bound, made)
     if model and (codec or level or lossless):
-        raise UsageError("--model needs an error bound, for instance --rel 1e-2, and none of --codec, --sparse and --level")
+        raise UsageError("--model needs a bound, for instance --rel 1e-2, and none of --codec, --sparse and --level")
     begun = time.perf_counter()
     with open_source(source, tensors_only=tensors_only) as arrays, options.chosen_threads(threads):
         options.check_output(out, source, force=force)
