@@ -68,6 +68,7 @@ def test_a_model_predicts(trimtab, tmp_path):
         assert "--model" in one_line_error(trimtab("pack", tmp_path / "x.npy", packed, "--force", *wrong))
     tt.save(packed, {"x": x}, tt.Rel(0.01), codec=pooling(2, weights="shared"))
     assert trimtab("unpack", packed, back, "--force", "--model", path).exit_code == 0
+    assert trimtab("verify", packed, "--model", path).exit_code == 0
 
 
 def test_a_bound_leaves_other_dtypes_alone_and_says_so(trimtab, arrays, tmp_path):

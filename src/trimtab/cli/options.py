@@ -36,6 +36,22 @@ tensors_only_option = click.option(
 base_option = click.option(
     "--base", type=PATH, metavar="BASE", help="The file that arrays are packed as differences from."
 )
+shared_model_option = click.option(
+    "--model",
+    type=PATH,
+    metavar="FILE",
+    expose_value=False,
+    callback=lambda context, option, path: _load_model(path),
+    help="The AE-SZ model, where arrays were packed without its weights.",
+)
+
+
+def _load_model(path: Path | None) -> None:
+    """Make a model known, for arrays that name it."""
+    if path is not None:
+        from trimtab.codecs import AESZ
+
+        AESZ.load(path)
 
 
 def bound_options(function: Callable) -> Callable:

@@ -16,9 +16,7 @@ from trimtab.cli.output import count_text, print_json, progress, say, size_text
 @click.argument("out", metavar="OUT", type=options.PATH)
 @click.option("--entry", "entries", metavar="NAME", multiple=True, help="Take only this array; may be given again.")
 @options.base_option
-@click.option(
-    "--model", type=options.PATH, metavar="FILE", help="The AE-SZ model, where IN was packed without weights."
-)
+@options.shared_model_option
 @options.force_option
 @options.threads_option
 @options.quiet_option
@@ -28,7 +26,6 @@ def verb(
     out: Path,
     entries: tuple[str, ...],
     base: Path | None,
-    model: Path | None,
     force: bool,
     threads: int | None,
     quiet: bool,
@@ -44,10 +41,6 @@ def verb(
     from trimtab.store import decode
 
     begun = time.perf_counter()
-    if model:
-        from trimtab.codecs import AESZ
-
-        AESZ.load(model)
     reader = options.open_packed(source)
     with options.chosen_threads(threads):
         options.check_output(out, source, force=force)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.argument("path", metavar="FILE", type=options.PATH)
 @click.option("--against", type=options.PATH, metavar="ORIGINAL", help="The file that was packed.")
 @options.base_option
+@options.shared_model_option
 @options.tensors_only_option
 @options.threads_option
 @options.quiet_option
