@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import msgspec
 import xxhash
+import zstandard
 
 LIES = [-1, 0, 1, 2, 255, 2**16, 2**31 - 1, 2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64, -(2**63), 0.5, 1e308]
 OTHER_TYPES = [None, True, "", "lie", "é\u0000", [], [1], {}, {"id": "raw"}]
@@ -29,7 +31,10 @@ class Forged:
         length = int.from_bytes(blob[:8], "little")
         spans = json.loads(blob[8 : 8 + length])
         metadata = spans.pop("__metadata__")
-        manifest = json.loads(metadata.pop("trimtab"))
+        text = metadata.pop("trimtab")
+        if text.startswith("zstd:"):
+            text = zstandard.decompress(base64.b64decode(text.removeprefix("zstd:")))
+        manifest = json.loads(text)
         metadata.pop("trimtab.checksum")
         return cls(spans, metadata, manifest, blob[8 + length :])
 
