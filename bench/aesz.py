@@ -20,7 +20,7 @@ import numpy as np
 import trimtab as tt
 from bench import harness
 from bench.contenders import attempt, peer_contender, trimtab_contender
-from bench.fields import fields, snapshots
+from bench.fields import Kind, fields, snapshots
 from bench.harness import Options, at_least, exact
 from bench.lossy import RELATIVE_BOUNDS as CELL_BOUNDS
 from bench.tables import aesz_tables
@@ -57,7 +57,7 @@ TITLE = "AE-SZ, the model not counted (synthetic series): PSNR in dB against bit
 BOUNDED_PEERS = tuple(peer for peer in PEERS if not peer.lossless)
 
 
-def model(kind: str, num_points: int, quick: bool, **other: Any) -> AESZ:
+def model(kind: Kind, num_points: int, quick: bool, **other: Any) -> AESZ:
     """Return the codec trained on early snapshots, with shared weights; from its file where there is one."""
     settings = {**SETTINGS[kind], **other}
     if quick and settings.get("channels") != ():
@@ -65,7 +65,7 @@ def model(kind: str, num_points: int, quick: bool, **other: Any) -> AESZ:
     words = [f"{key}-{value}" for key, value in sorted(settings.items())]
     path = MODELS / f"{'-'.join([kind, str(num_points), *words]).replace(' ', '')}.tt"
     if not path.exists():
-        early = snapshots(kind, EARLY.get(kind, EARLY_TIMES), num_points, TRAINING_SEED)  # type: ignore[arg-type]
+        early = snapshots(kind, EARLY.get(kind, EARLY_TIMES), num_points, TRAINING_SEED)
         path.parent.mkdir(parents=True, exist_ok=True)
         AESZ.fit(early, **settings).save(path)
     return AESZ.load(path, weights="shared")
@@ -83,8 +83,8 @@ def run(options: Options, peers: Sequence[Peer] = BOUNDED_PEERS) -> Record:
             codec = model(kind, num_points, options.quick)
             networks[kind] = {**SETTINGS[kind], "model": codec.model, "bytes": codec.num_model_bytes}
             series = {
-                f"{kind}, later": snapshots(kind, [LATER], num_points, TRAINING_SEED)[0],  # type: ignore[arg-type]
-                f"{kind}, another run": snapshots(kind, [0.0], num_points)[0],  # type: ignore[arg-type]
+                f"{kind}, later": snapshots(kind, [LATER], num_points, TRAINING_SEED)[0],
+                f"{kind}, another run": snapshots(kind, [0.0], num_points)[0],
             }
             for subject, x in series.items():
                 data[subject] = {"dtype": x.dtype.name, "shape": list(x.shape), "synthetic": True}

@@ -78,8 +78,11 @@ def turb(num_points: int = 128) -> np.ndarray:
     return snapshots("turb", [0.0], num_points)[0]
 
 
+Kind = Literal["grf", "logn", "turb", "fronts", "waves"]
+
+
 def snapshots(
-    kind: Literal["grf", "logn", "turb", "fronts", "waves"],
+    kind: Kind,
     times: Sequence[float],
     num_points: int = 128,
     seed: int | None = None,

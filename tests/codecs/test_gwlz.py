@@ -76,8 +76,8 @@ def test_better_than_its_base_at_the_same_bytes(base):
 
 def test_hidden_layers_beat_least_squares():
     x = logn(128)
-    plain, learnt = (tt.compress(x, Rel(0.01), codec=GWLZ(hidden=hidden, steps=600)) for hidden in ((), (16, 8)))
-    assert psnr(x, tt.decompress(learnt)) > psnr(x, tt.decompress(plain)) + 0.25
+    plain, learnt = (tt.compress(x, Rel(0.01), codec=GWLZ(hidden=hidden, steps=1000)) for hidden in ((), (16, 8)))
+    assert psnr(x, tt.decompress(learnt)) > psnr(x, tt.decompress(plain)) + 0.5
     assert len(learnt) < 1.05 * len(plain)
 
 

@@ -50,7 +50,7 @@ from trimtab.codecs.enec import ENEC
 from trimtab.codecs.sz import SZ
 from trimtab.codecs.sz_plan import Params as BaseParams
 from trimtab.codecs.sz_tile import WORKING_DTYPES, TileCoder, widened
-from trimtab.codecs.tiling import Fold, Tile
+from trimtab.codecs.tiling import Fold, Tile, tile_payloads
 from trimtab.dtypes import FLOATS, numpy_dtype
 from trimtab.errors import BackendUnavailable, Corrupt, FormatError, UsageError
 from trimtab.files import Reader, Writer, checksum
@@ -212,8 +212,7 @@ class AESZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             return base
         tiles = Fold.of(x.shape).tiles()
         limit = bound.value * (high - low) if isinstance(bound, Rel) else bound.value
-        ends = np.cumsum(base.buffers["tiles"], dtype=np.int64)
-        payloads = np.split(base.buffers["data"], ends[:-1])
+        payloads = tile_payloads(base, len(tiles))
         digests = list(base.digests or [])
         weights = {"model": model.decoder.to_bytes()} if self.weights == "inline" else {}
         params = Params(step=plan.step, low=low, high=high)
@@ -254,17 +253,13 @@ class AESZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise Corrupt(f"step {params.step}, low {params.low} and high {params.high} do not fit, at $.params")
         decoder = self._decoder(packed)
         fold = Fold.of(header.shape)
-        sizes = packed.buffer("tiles", "uint64", fold.num_tiles)
-        data = packed.buffer("data", "uint8")
-        if any(int(size) > data.size for size in sizes) or sum(map(int, sizes)) != data.size:
-            raise Corrupt(f"the tiles' sizes sum to {sum(map(int, sizes))}; buffer 'data' holds {data.size} bytes")
+        payloads = tile_payloads(packed, fold.num_tiles)
         tiles = fold.tiles()
-        ends = np.cumsum(sizes, dtype=np.uint64)
         y = packed.output(out)
         flat = y.reshape(-1)
 
         def decode_tile(index: int) -> None:
-            payload = data[int(ends[index] - sizes[index]) : int(ends[index])]
+            payload = payloads[index]
             if payload.size and payload[0] == AUTOENCODED:
                 _mixed_coder(tiles[index], decoder, params, flat.dtype).decode(payload, flat)
             else:
@@ -287,12 +282,9 @@ class AESZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """
         params, decoder = packed.params(Params), self._decoder(packed)
         counts = np.zeros(3, np.int64)
-        start = 0
-        for tile, size in zip(Fold.of(packed.header.shape).tiles(), packed.buffer("tiles", "uint64"), strict=True):
-            payload = packed.buffer("data")[start : start + int(size)]
-            coder = _mixed_coder(tile, decoder, params, numpy_dtype(packed.header.dtype))
-            counts += coder.count(payload)
-            start += int(size)
+        fold = Fold.of(packed.header.shape)
+        for tile, payload in zip(fold.tiles(), tile_payloads(packed, fold.num_tiles), strict=True):
+            counts += _mixed_coder(tile, decoder, params, numpy_dtype(packed.header.dtype)).count(payload)
         return dict(zip(("interpolated", "network", "constant"), counts.tolist(), strict=True))
 
     def _loaded(self) -> _Model:

@@ -87,7 +87,7 @@ from trimtab.codecs.stream import Stream
 from trimtab.codecs.sz_plan import Params, Plan, plans
 from trimtab.codecs.sz_tile import TileCoder
 from trimtab.codecs.sz_tokens import Level
-from trimtab.codecs.tiling import Fold, Tile
+from trimtab.codecs.tiling import Fold, Tile, tile_payloads
 from trimtab.dtypes import INTEGERS, REALS, dtype_name, numpy_dtype
 from trimtab.errors import BoundError, Corrupt, ShapeError
 from trimtab.packed import Header, Packed
@@ -167,18 +167,13 @@ class SZ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
         if params.scale == "log2" if header.dtype in INTEGERS else params.offset != 0:
             raise Corrupt(f"{header.dtype} cannot have scale {params.scale!r} with offset {params.offset}, at $.params")
         fold = Fold.of(header.shape)
-        sizes = packed.buffer("tiles", "uint64", fold.num_tiles)
-        data = packed.buffer("data", "uint8")
-        if any(int(size) > data.size for size in sizes) or sum(map(int, sizes)) != data.size:
-            raise Corrupt(f"the tiles' sizes sum to {sum(map(int, sizes))}; buffer 'data' holds {data.size} bytes")
+        payloads = tile_payloads(packed, fold.num_tiles)
         tiles = fold.tiles()
-        ends = np.cumsum(sizes, dtype=np.uint64)
         y = packed.output(out)
         flat = y.reshape(-1)
 
         def decode_tile(index: int) -> None:
-            payload = data[int(ends[index] - sizes[index]) : int(ends[index])]
-            TileCoder(tiles[index], params.scale, params.step, params.offset).decode(payload, flat)
+            TileCoder(tiles[index], params.scale, params.step, params.offset).decode(payloads[index], flat)
 
         kernels.for_each(decode_tile, len(tiles))
         return y

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trimtab.errors import Corrupt
+from trimtab.packed import Packed
+
 MAX_TILE_SIZE = 1 << 21
 _SHORT_AXIS = 16
 _LINEAR_ROW = 256
@@ -139,3 +142,16 @@ class Tile:
     def _indices(self, positions: np.ndarray) -> np.ndarray:
         rows, places = np.divmod(positions.astype(np.int64), self.row_length)
         return self.starts()[rows] + places
+
+
+def tile_payloads(packed: Packed, num_tiles: int) -> list[np.ndarray]:
+    """Return the payload of each tile (uint8), from buffers "tiles", their sizes, and "data".
+
+    Raises:
+        Corrupt: the sizes do not add up to the data.
+    """
+    sizes = packed.buffer("tiles", "uint64", num_tiles)
+    data = packed.buffer("data", "uint8")
+    if any(int(size) > data.size for size in sizes) or sum(map(int, sizes)) != data.size:
+        raise Corrupt(f"the tiles' sizes sum to {sum(map(int, sizes))}; buffer 'data' holds {data.size} bytes")
+    return np.split(data, np.cumsum(sizes, dtype=np.int64)[:-1])
