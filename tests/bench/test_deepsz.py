@@ -61,6 +61,16 @@ def test_entropies():
     assert pruned.elias_fano_bytes(mask) == (48 * 3 + 48 + 48) / 8
 
 
+def test_huffman_codes_are_the_shortest():
+    assert pruned.huffman_bytes(np.repeat([0, 1, 2, 3], [8, 4, 2, 2]), 4) == (8 + 8 + 6 + 6 + 4 * 2 + 7) // 8
+    assert pruned.huffman_bytes(np.zeros(80, int), 32) == 10 + 4
+    symbols = np.random.default_rng(0).geometric(0.2, 5000)
+    assert 0 <= pruned.huffman_bytes(symbols, 64) - 64 * 5 / 8 - pruned.entropy_bytes(symbols) < 0.03 * symbols.size / 8
+    mask = np.zeros((6, 64), bool)
+    mask[:, ::8] = True
+    assert pruned.gap_huffman_bytes(mask) == (48 + 16) // 8  # gaps of 7 zeros, in 4 bits
+
+
 def test_byte_gaps_hold_any_distance():
     mask = np.zeros(2000, bool)
     places = [0, 1, 256, 700, 1999]
@@ -76,7 +86,10 @@ def test_byte_gaps_hold_any_distance():
 def test_deep_compression_shares_few_values():
     x = np.random.default_rng(0).standard_normal((40, 50)).astype(np.float32)
     x[abs(x) < 1] = 0
-    coded = pruned.deep_compression({"w": x})
+    ways = pruned.deep_compression({"w": x})
+    coded = ways["entropies"]
+    assert coded.value_bytes < ways["Huffman"].value_bytes < 1.05 * coded.value_bytes + 40
+    assert coded.place_bytes < ways["Huffman"].place_bytes < 1.05 * coded.place_bytes + 40
     assert np.unique(coded.weights["w"]).size <= 33
     assert ((coded.weights["w"] != 0) == (x != 0)).all()
     assert abs(coded.weights["w"] - x).max() < 0.2

@@ -14,6 +14,7 @@ from tests.samples import random_bits, same_bits, special
 from trimtab import store
 from trimtab.bounds import PSNR, Abs, Bound, Lossless, PointwiseRel, Rel
 from trimtab.codecs import ENEC, SZ, Sparse
+from trimtab.codecs.sparse import SparseTrials
 from trimtab.dtypes import FLOATS, NAMES, numpy_dtype
 from trimtab.errors import Corrupt
 from trimtab.files import Reader, to_bytes
@@ -76,29 +77,22 @@ def test_what_the_bound_lets_vanish_takes_no_place():
 
 
 @pytest.mark.parametrize("bound", [Lossless(), Abs(0.05)], ids=repr)
-def test_columns_are_chosen_where_they_are_shorter(bound):
-    """Whole columns of zeros, of a length that no row tells."""
-    rng = np.random.default_rng(1)
-    x = pruned((400, 301), keep=0.9)
-    x[:, rng.random(301) < 0.8] = 0
-    x[rng.random(400) < 0.1] = 0
-    by_columns, y = round_trip(np.asfortranarray(x), bound)
-    assert by_columns.header.params["order"] == "columns"
-    assert bound.allows(x, y)
-    by_rows, y = round_trip(np.ascontiguousarray(x.T), bound)
-    assert "order" not in by_rows.header.params
-    assert bound.allows(x.T, y)
-
-
-def test_lag_of_an_image_is_found():
-    """Neurons that look at one patch each of an image of 28 x 28."""
-    x = np.zeros((200, 28, 28), np.float32)
+def test_order_and_lag_of_an_image_are_found(bound):
+    """Neurons that look at one patch each of an image of 28 x 28, a neuron a row, or a column."""
+    patches = np.zeros((200, 28, 28), np.float32)
     rng = np.random.default_rng(4)
-    for row in x:
+    for patch in patches:
         a, b = rng.integers(0, 22, 2)
-        row[a : a + 6, b : b + 6] = rng.standard_normal((6, 6))
-    packed, _ = round_trip(x.reshape(200, 784))
-    assert packed.header.params["lag"] == 28
+        patch[a : a + 6, b : b + 6] = rng.standard_normal((6, 6))
+    x = patches.reshape(200, 784)
+    by_rows, y = round_trip(x, bound)
+    assert by_rows.header.params["lag"] == 28
+    assert "order" not in by_rows.header.params
+    assert bound.allows(x, y)
+    by_columns, y = round_trip(np.asfortranarray(x.T), bound)
+    assert by_columns.header.params["lag"] == 28
+    assert by_columns.header.params["order"] == "columns"
+    assert bound.allows(x.T, y)
 
 
 def test_several_chunks():
@@ -107,13 +101,27 @@ def test_several_chunks():
         packed, y = round_trip(x, bound)
         assert packed.header.codec["id"] == "sparse"
         assert bound.allows(x, y)
+    data = packed.buffers["data"]
+    for cut, text in [(data[:15], "the sizes of 4 blocks need 16"), (data[:-1], "damaged"), (data[:900], "sizes sum")]:
+        with pytest.raises(Corrupt, match=text):
+            Sparse().decode(forged(packed, {}, data=cut))
+
+
+def test_searches_pack_as_the_codec_does():
+    for x in (pruned((200, 300)), pruned((5, 9)), pruned((90, 90), keep=1.0)):
+        trials = SparseTrials(x)
+        assert to_bytes(trials.pack_exactly(), "") == to_bytes(Sparse().encode(x), "")
+        found = trials.pack(Abs(0.05))
+        assert found is not None
+        assert Abs(0.05).allows(x, found[1])
+        assert same_bits(Sparse().decode(found[0]), found[1])
 
 
 def test_random_places_of_half_the_elements_are_plain_bits():
     x = np.where(np.random.default_rng(0).random(30_000) < 0.5, 1, 0).astype(np.float32)
     x *= random_bits("uint16", x.size).astype(np.float32) + 1
     packed, y = round_trip(x)
-    assert packed.buffers["data"].size == 4 + x.size // 8
+    assert packed.buffers["data"].size == x.size // 8
     assert same_bits(x, y)
 
 
@@ -154,8 +162,8 @@ def test_lies_are_found():
         (forged(lossy, {}, outliers=np.array([2**64 - 1], np.uint64)), "beyond 7200"),
         (forged(lossy, {}, outliers=np.array([9, 9], np.uint64), exact=np.ones(2, np.float32)), "not ascending"),
         (forged(lossy, {}, exact=np.ones(2, np.float32)), "holds 2 elements"),
-        (forged(lossy, {}, data=data[:-1]), "sizes sum"),
-        (forged(lossy, {}, data=data[:3]), "need 4"),
+        (forged(lossy, {}, data=data[:-4]), "block 0 is damaged"),
+        (forged(lossy, {}, data=data[:0]), "block 0 is damaged"),
         (forged(lossy, {"lag": 1}), "lag cannot be 1"),
         (forged(lossy, {"lag": 2**18 + 1}), "lag"),
         (forged(lossy, {"step": math.inf}), "step"),

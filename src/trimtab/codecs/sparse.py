@@ -5,10 +5,11 @@ since neighbouring weights do not foretell each other. Without loss, under `Poin
 elements are coded apart: the elements are packed by codec "enec" or "sz" as an array of their own. Differences from
 DeepSZ:
 
-- places are coded in contexts (the run of zeros before, and what stands one and two *lags* before, a lag being an
-  image row or a kernel, whatever the array repeats itself by), where DeepSZ packs gaps of 8 bits by zstd: up to a tenth
-  more;
-- elements are quantised without a predictor and coded in contexts of signs and magnitudes, where DeepSZ uses SZ;
+- places are coded in contexts (the run of zeros before, how dense the row and the column have been, and what stands
+  one and two *lags* before, a lag being an image row or a kernel, whatever the array repeats itself by), where DeepSZ
+  packs gaps of 8 bits by zstd;
+- elements are quantised without a predictor and coded in contexts of signs, of the last ones and of those in the
+  column, and of magnitudes, where DeepSZ uses SZ;
 - what the bound allows to be zero becomes zero, and costs no place;
 - arrays are read along rows or along columns, and with the lag that makes the result shorter.
 
@@ -18,10 +19,11 @@ Arrays below 64 elements, and those that codec "enec" (without loss) or "sz" (wi
 by that codec. A zero is an element all of whose bits are zero. Numbers are little-endian.
 
 params: ``lag`` (0 unless there); ``order``, "rows" (the default) or "columns": elements in C order, or those of the
-array as a matrix, its first axis the rows and the others joined the columns, transposed, in C order. Chunks are 2^19
-elements in this order, the last one shorter.
+array as a matrix, its first axis the rows and the others joined the columns, transposed, in C order. An array of one
+axis is a matrix of one row. Chunks are 2^19 elements in this order, the last one shorter; rows in a block, which are as
+long as those of the matrix or of its transpose, begin with the chunk.
 
-- ``data``: for each chunk a uint32, the bytes of its block; then the blocks.
+- ``data``: for each chunk but the last a uint32, the bytes of its block; then the blocks, the last one to the end.
 
 With ``step`` in params, a positive float64, the blocks are those of `trimtab.kernels.sparse` with signs, and an element
 is q x step in float64, rounded to the array's dtype, for 2-byte dtypes by way of float32. Elements that the bound would
@@ -109,8 +111,9 @@ class Sparse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Raises:
             ShapeError: arrays of this dtype cannot be stored, or not within a bound.
         """
-        lossless = isinstance(bound, Lossless)
-        usual = (ENEC(mode="ratio") if lossless else SZ()).encode(x, bound)
+        if isinstance(bound, Lossless):
+            return _lossless(x)
+        usual = SZ().encode(x, bound)
         if x.size < _SMALL:
             return usual
         name = dtype_name(x.dtype)
@@ -118,7 +121,7 @@ class Sparse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if name in FLOATS and isinstance(bound, Abs | Rel | PSNR):
             found = _quantised(flat, x.shape, bound)
             packed = found[0] if found else None
-        elif lossless or not isinstance(bound, PSNR):  # the ratio to noise is one of all elements, zeros among them
+        elif not isinstance(bound, PSNR):  # the ratio to noise is one of all elements, zeros among them
             packed = _exact(flat, x.shape, bound)
         else:
             return usual
@@ -146,7 +149,7 @@ class Sparse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         def decode_chunk(index: int) -> None:
             start, stop = index * _CHUNK, min((index + 1) * _CHUNK, flat.size)
             q = np.empty(stop - start, np.int32)
-            if kernels.load("sparse").decode(blocks[index], params.lag, True, q) != 0:
+            if kernels.load("sparse").decode(blocks[index], layout.width, params.lag, True, q) != 0:
                 raise Corrupt(f"block {index} is damaged")
             _stand_in(q, params.step or 0, flat[start:stop])
 
@@ -181,6 +184,13 @@ class _Layout:
         return self.shape[0] if len(self.shape) > 1 else 1
 
     @property
+    def width(self) -> int:
+        """How many elements a row of the order of coding has, at least 1."""
+        if self.order == "columns":
+            return max(self.rows, 1)
+        return max(math.prod(self.shape) // max(self.rows, 1), 1)
+
+    @property
     def in_place(self) -> bool:
         """Whether the order is that of the array."""
         return self.order == "rows" or self.rows <= 1 or math.prod(self.shape) == 0
@@ -196,7 +206,7 @@ class _Layout:
 
 
 class SparseTrials:
-    """One array of floats under many absolute bounds, for searches: order and lag are chosen only once.
+    """One array of floats under many absolute bounds, or none, for searches: order and lag are chosen only once.
 
     The array has at least 1 element, and one that is finite and not zero.
     """
@@ -211,6 +221,21 @@ class SparseTrials:
         """Return the entry that codec "sparse" makes, and the array that a decoder returns; None if it cannot."""
         found = _quantised(self._flat, self._shape, bound, self._places)
         return (found[0], found[1].reshape(self._shape)) if found else None
+
+    @np.errstate(invalid="ignore")
+    def pack_exactly(self) -> Packed:
+        """Return the entry that codec "sparse" makes without loss."""
+        return _lossless(self._flat.reshape(self._shape), self._places)
+
+
+def _lossless(x: np.ndarray, places: tuple[Order, int] | None = None) -> Packed:
+    """Return the shorter of the entry of this codec and that of codec "enec"."""
+    usual = ENEC(mode="ratio").encode(x)
+    if x.size < _SMALL:
+        return usual
+    flat = np.ascontiguousarray(x, numpy_dtype(dtype_name(x.dtype))).reshape(-1)
+    packed = _exact(flat, x.shape, Lossless(), places)
+    return packed if packed is not None and packed.num_bytes < usual.num_bytes else usual
 
 
 def _quantised(
@@ -247,13 +272,15 @@ def _with_short_step(plan: Plan) -> Plan:
     return replace(plan, params=msgspec.structs.replace(plan.params, step=short)) if 0 < short <= step else plan
 
 
-def _exact(flat: np.ndarray, shape: tuple[int, ...], bound: Bound) -> Packed | None:
+def _exact(
+    flat: np.ndarray, shape: tuple[int, ...], bound: Bound, places: tuple[Order, int] | None = None
+) -> Packed | None:
     """Return the entry whose elements are packed apart, or None if few are zero."""
     mask = _nonzero(flat)
     count = int(np.count_nonzero(mask))
     if count > _DENSE * flat.size:
         return None
-    coded = _encode_places(mask.astype(np.int32), shape, False, flat.itemsize)
+    coded = _encode_places(mask.astype(np.int32), shape, False, flat.itemsize, places)
     if coded is None:
         return None
     values, digests = flat[mask], None
@@ -326,14 +353,15 @@ def _encode_places(
     """Code integers (int32, in C order) in an order and lag, by default the best; None if they would not shrink."""
     encode = kernels.load("sparse").encode
     order, lag = places or _choose_places(q, shape, signed)
-    coded = _Layout(shape, order).arrange(q)
+    layout = _Layout(shape, order)
+    coded = layout.arrange(q)
     num_chunks = -(-coded.size // _CHUNK)
     blocks: list[np.ndarray | None] = [None] * num_chunks
 
     def encode_chunk(index: int) -> None:
         part = coded[index * _CHUNK : (index + 1) * _CHUNK]
         room = np.empty(part.size * itemsize if signed else -(-part.size // 8) - 1, np.uint8)
-        size = encode(part, lag, signed, room)
+        size = encode(part, layout.width, lag, signed, room)
         if size >= 0:
             blocks[index] = room[:size].copy()
         elif not signed:
@@ -343,7 +371,7 @@ def _encode_places(
     done = [block for block in blocks if block is not None]
     if len(done) < num_chunks:
         return None
-    sizes = np.array([block.size for block in done], "<u4")
+    sizes = np.array([block.size for block in done[:-1]], "<u4")
     return _Coded(np.concatenate([sizes.view(np.uint8), *done]), order, lag)
 
 
@@ -358,8 +386,8 @@ def _choose_places(q: np.ndarray, shape: tuple[int, ...], signed: bool) -> tuple
             continue
         sample = np.ascontiguousarray(layout.arrange(q)[:_SAMPLE])
         room = np.empty(sample.size * 8 + 64, np.uint8)
-        length = q.size // layout.rows if order == "rows" else layout.rows
-        candidates += [(encode(sample, lag, signed, room), order, lag) for lag in sorted(_lags(sample, length))]
+        lags = sorted(_lags(sample, layout.width))
+        candidates += [(encode(sample, layout.width, lag, signed, room), order, lag) for lag in lags]
     _, order, lag = min(candidates, key=lambda candidate: (candidate[0], candidate[1] != "rows"))
     return order, lag
 
@@ -385,14 +413,15 @@ def _blocks(packed: Packed) -> list[np.ndarray]:
         Corrupt: their sizes do not fit the buffer.
     """
     data = packed.buffer("data", "uint8")
-    num_chunks = -(-packed.header.num_elements // _CHUNK)
-    if data.size < 4 * num_chunks:
-        raise Corrupt(f"buffer 'data' holds {data.size} bytes; the sizes of {num_chunks} blocks need {4 * num_chunks}")
-    sizes = data[: 4 * num_chunks].copy().view("<u4").tolist()
-    if 4 * num_chunks + sum(sizes) != data.size:
-        raise Corrupt(f"the blocks' sizes sum to {sum(sizes)}; buffer 'data' holds {data.size - 4 * num_chunks}")
-    start, blocks = 4 * num_chunks, []
-    for size in sizes:
+    num_sizes = max(-(-packed.header.num_elements // _CHUNK) - 1, 0)
+    if data.size < 4 * num_sizes:
+        raise Corrupt(f"buffer 'data' holds {data.size} bytes; the sizes of {num_sizes} blocks need {4 * num_sizes}")
+    sizes = data[: 4 * num_sizes].copy().view("<u4").tolist()
+    last = data.size - 4 * num_sizes - sum(sizes)
+    if last < 0:
+        raise Corrupt(f"the blocks' sizes sum to {sum(sizes)}; buffer 'data' holds {data.size - 4 * num_sizes}")
+    start, blocks = 4 * num_sizes, []
+    for size in [*sizes, last]:
         blocks.append(data[start : start + size])
         start += size
     return blocks
@@ -424,6 +453,7 @@ def _decode_exact(
     if values.codec.get("id") not in _NESTED:
         raise Corrupt(f"values of codec {values.codec.get('id')!r}; expected one of {', '.join(_NESTED)}")
     mask = np.empty(header.num_elements, np.uint8)
+    layout = _Layout(header.shape, params.order)
 
     def decode_chunk(index: int) -> None:
         part = mask[index * _CHUNK : (index + 1) * _CHUNK]
@@ -431,12 +461,11 @@ def _decode_exact(
             part[:] = np.unpackbits(blocks[index], count=part.size, bitorder="little")
             return
         q = np.empty(part.size, np.int32)
-        if kernels.load("sparse").decode(blocks[index], params.lag, False, q) != 0:
+        if kernels.load("sparse").decode(blocks[index], layout.width, params.lag, False, q) != 0:
             raise Corrupt(f"block {index} is damaged")
         part[:] = q
 
     kernels.for_each(decode_chunk, len(blocks))
-    layout = _Layout(header.shape, params.order)
     if not layout.in_place:
         coded, mask = mask, np.empty(mask.size, np.uint8)
         layout.restore(coded, mask)

@@ -32,7 +32,7 @@ import numpy as np
 from trimtab import store
 from trimtab.arrays import as_numpy, as_torch, is_torch
 from trimtab.bounds import Abs, is_finite
-from trimtab.codecs.sparse import Sparse, SparseTrials
+from trimtab.codecs.sparse import SparseTrials
 from trimtab.dtypes import FLOATS
 from trimtab.errors import NoFeasibleChoice, UsageError
 from trimtab.files import Writer, checksum, file_size
@@ -253,7 +253,7 @@ class _Tensor:
             found = self.trials.pack(bound)
             if found is not None and found[0].num_bytes < self.original.nbytes:
                 return found
-        return Sparse().encode(as_numpy(self.original)), None
+        return self.trials.pack_exactly(), None
 
     def put(self, weights: np.ndarray | None) -> None:
         """Put weights in the place of the parameter's own; None brings those back."""
