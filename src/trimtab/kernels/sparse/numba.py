@@ -21,7 +21,6 @@ from trimtab.kernels.sparse.ref import (
     NUM_CONTEXTS,
     PLACE_COUNT,
 )
-from trimtab.kernels.sparse.ref import log as _log_of
 
 __all__ = ["HEAD_SIZE", "LEAST", "MAX_BITS", "MAX_COUNT", "MAX_LAG", "NUM_CONTEXTS", "decode", "encode"]
 
@@ -35,8 +34,6 @@ _UNLIKELY, _LIKELY = LEAST << 12, (65536 - LEAST) << 12
 _SHARES, _PLACE_COUNT = np.array(DENSITIES), PLACE_COUNT
 _PRIOR = 4 << 16
 _GROUPS = np.array([45 * sum(z >= start for start in (1, 6, 48, 192)) for z in range(193)], np.uint8)
-_NUM_RISES = 512
-_RISES = np.array([_log_of(n + 5 << 16) - _log_of(n + 4 << 16) for n in range(_NUM_RISES)], np.uint8)
 _RATES = 65536 // (np.arange(MAX_COUNT + 1) + 2)
 _LOW = np.uint64(1 << 32)
 i64, u8, u32, u64 = np.int64, np.uint8, np.uint32, np.uint64
@@ -65,6 +62,10 @@ def _log(n):
         if n >> (e + step) != 0:
             e += step
     return 256 * (e - 1) + (n << 8 >> e)
+
+
+_NUM_RISES = 512
+_RISES = np.array([_log.py_func(n + 5 << 16) - _log.py_func(n + 4 << 16) for n in range(_NUM_RISES)], np.uint8)
 
 
 @_inline

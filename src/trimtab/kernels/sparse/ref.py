@@ -146,8 +146,8 @@ class _Model:
         y, x = divmod(i, self.width)
         near = [i - lag, i - lag, i - lag + 1, i - lag - 1, i - 2 * lag] if lag else []
         s = min(sum(self.nonzero[at] for at in near if at >= 0), 4)
-        column = log((sum(self.columns[x]) + _PRIOR) << 16) - log(self.initial * y + (_PRIOR << 16))
-        row = log((self.row + _PRIOR) << 16) - log(self.initial * x + (_PRIOR << 16))
+        column = _log((sum(self.columns[x]) + _PRIOR) << 16) - _log(self.initial * y + (_PRIOR << 16))
+        row = _log((self.row + _PRIOR) << 16) - _log(self.initial * x + (_PRIOR << 16))
         d = max(min(column + row + 64 >> 7, 4), -4) + 4
         return 45 * sum(self.run >= start for start in (1, 6, 48, 192)) + 9 * s + d
 
@@ -198,7 +198,7 @@ class _Decoder:
         return u < f
 
 
-def log(n: int) -> int:
+def _log(n: int) -> int:
     """Return the logarithm of base 2, in units of 1/256, between powers of two a straight line."""
     e = n.bit_length() - 1
     return 256 * (e - 1) + (n << 8 >> e)
