@@ -36,8 +36,9 @@ def encode(
         with torch.cuda.device_of(payload):
             _encode[(triton.cdiv(num_groups, rows),)](
                 _words(x), x.numel(), payload, num_groups * group, num_groups, MAXIMUM[format], target,
-                int(limit.view(np.int32)), _unit(order, 1.0), GROUP=group, ROWS=rows, LOG=group.bit_length() - 1, TRANSFORM=order > 0,
-                SCALES=scales, E4M3=format == "e4m3", **_options(_TILE),
+                int(limit.view(np.int32)), _unit(order, 1.0), GROUP=group, ROWS=rows,
+                LOG=group.bit_length() - 1, TRANSFORM=order > 0, SCALES=scales, E4M3=format == "e4m3",
+                **_options(_TILE),
             )  # fmt: skip
 
 
@@ -55,8 +56,8 @@ def decode_sum(
         with torch.cuda.device_of(y):
             _decode_sum[(triton.cdiv(num_groups, rows),)](
                 payloads, len(payloads), payloads.stride(0), _words(y), y.numel(), num_groups * group, num_groups,
-                _unit(order, scale), GROUP=group, ROWS=rows, LOG=group.bit_length() - 1, TRANSFORM=order > 0, SCALES=scales,
-                E4M3=format == "e4m3", **_options(_TILE),
+                _unit(order, scale), GROUP=group, ROWS=rows, LOG=group.bit_length() - 1,
+                TRANSFORM=order > 0, SCALES=scales, E4M3=format == "e4m3", **_options(_TILE),
             )  # fmt: skip
 
 

@@ -162,7 +162,7 @@ def _options(tile: int) -> dict:
 def _widened(x):
     """Return float32, of bfloat16 whose bits are int16."""
     if x.dtype == tl.int16:
-        return (x.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+        x = (x.to(tl.int32) << 16).to(tl.float32, bitcast=True)
     return x
 
 
@@ -172,7 +172,7 @@ def _rounded(v, kind: tl.constexpr):
     if kind == tl.int16:
         bits = v.to(tl.int32, bitcast=True)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        return tl.where((bits & 0x7FFFFFFF) > _INFINITY, 0x7FC0, nearest).to(tl.int16)
+        v = tl.where((bits & 0x7FFFFFFF) > _INFINITY, 0x7FC0, nearest).to(tl.int16)
     return v
 
 
@@ -222,15 +222,29 @@ def _store_groups(z, i, payload, first_code, first_group, start, live, low, high
     codes = ((t + _ROUND).to(tl.int32, bitcast=True) + levels) & 255
     place = payload + first_code + (start // 8 * BITS)[:, None]
     for s in tl.static_range(4):
-        width: tl.constexpr = 8 >> s
-        if BITS & width:
-            done: tl.constexpr = BITS // (2 * width) * 2 * width
-            num_fields: tl.constexpr = 8 // width
-            num_bytes: tl.constexpr = GROUP * width // 8
-            fields = tl.reshape((codes >> done) & ((1 << width) - 1), [ROWS, num_fields, num_bytes])
-            packed = tl.sum(fields << (tl.arange(0, num_fields) * width)[None, :, None], 1)
-            at = place + done * GROUP // 8 + tl.arange(0, num_bytes)[None, :]
-            tl.store(at, packed.to(tl.uint8), mask=live[:, None])
+        if BITS & (8 >> s):
+            _store_part(codes, place, live, GROUP, ROWS, BITS, 8 >> s)
+
+
+@triton.jit
+def _store_part(codes, place, live,
+                GROUP: tl.constexpr, ROWS: tl.constexpr, BITS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+    done: tl.constexpr = BITS // (2 * WIDTH) * 2 * WIDTH  # bits of a code that wider parts took
+    num_fields: tl.constexpr = 8 // WIDTH
+    num_bytes: tl.constexpr = GROUP * WIDTH // 8
+    fields = tl.reshape((codes >> done) & ((1 << WIDTH) - 1), [ROWS, num_fields, num_bytes])
+    packed = tl.sum(fields << (tl.arange(0, num_fields) * WIDTH)[None, :, None], 1)
+    tl.store(place + done * GROUP // 8 + tl.arange(0, num_bytes)[None, :], packed.to(tl.uint8), mask=live[:, None])
+
+
+@triton.jit
+def _load_part(place, GROUP: tl.constexpr, ROWS: tl.constexpr, BITS: tl.constexpr, WIDTH: tl.constexpr):
+    done: tl.constexpr = BITS // (2 * WIDTH) * 2 * WIDTH
+    num_fields: tl.constexpr = 8 // WIDTH
+    num_bytes: tl.constexpr = GROUP * WIDTH // 8
+    packed = tl.load(place + done * GROUP // 8 + tl.arange(0, num_bytes)[None, :]).to(tl.int32)
+    fields = (packed[:, None, :] >> (tl.arange(0, num_fields) * WIDTH)[None, :, None]) & ((1 << WIDTH) - 1)
+    return tl.reshape(fields, [ROWS, GROUP]) << done
 
 
 @triton.jit
@@ -241,14 +255,8 @@ def _load_groups(payload, first_code, first_group, start,
     codes = tl.zeros([ROWS, GROUP], tl.int32)
     place = payload + first_code + (start // 8 * BITS)[:, None]
     for s in tl.static_range(4):
-        width: tl.constexpr = 8 >> s
-        if BITS & width:
-            done: tl.constexpr = BITS // (2 * width) * 2 * width
-            num_fields: tl.constexpr = 8 // width
-            num_bytes: tl.constexpr = GROUP * width // 8
-            packed = tl.load(place + done * GROUP // 8 + tl.arange(0, num_bytes)[None, :]).to(tl.int32)
-            fields = (packed[:, None, :] >> (tl.arange(0, num_fields) * width)[None, :, None]) & ((1 << width) - 1)
-            codes |= tl.reshape(fields, [ROWS, GROUP]) << done
+        if BITS & (8 >> s):
+            codes |= _load_part(place, GROUP, ROWS, BITS, 8 >> s)
     scale = _load_bits(payload + 4 * first_group).to(tl.float32, bitcast=True)
     return (codes - levels).to(tl.float32) * scale[:, None]
 
