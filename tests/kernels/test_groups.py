@@ -234,3 +234,12 @@ def test_threads_change_nothing(function: str, monkeypatch: pytest.MonkeyPatch) 
                 numba.decode_add(packed, out, 4, 128)
         results.append(out)
     assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_noise_never_makes_more_than_the_largest_level(twin) -> None:
+    values = np.random.default_rng(0).uniform(1, 2, 1000).astype(np.float32)
+    above = values[values * (np.float32(127) / values) > 127]  # the quotient was rounded up
+    x = np.full(1 << 20, above[0])
+    codes = encoded(twin, x, 8, 8192, 0, 3)[4 * 128 :]
+    assert codes.max() == 127 + 127
