@@ -53,12 +53,12 @@ class BackendUnavailable(TrimtabError, RuntimeError):
     """The kernel back end that was asked for cannot run here."""
 
 
-class CommError(TrimtabError, RuntimeError):
-    """Communication between ranks failed, or cannot be set up."""
+class NetlabUnavailable(TrimtabError, RuntimeError):
+    """This machine does not allow what a laboratory of slow links needs; the message says what, and what would help."""
 
 
-class NetlabUnavailable(CommError):
-    """This machine does not allow what a laboratory of slow links needs."""
+class CommandFailed(TrimtabError, RuntimeError):
+    """A command that ran on the nodes of a netlab failed; the message has its last lines."""
 
 
 class NoFeasibleChoice(TrimtabError, RuntimeError):
