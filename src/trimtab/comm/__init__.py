@@ -1,16 +1,20 @@
-"""Training that waits for the network: collectives that send a fraction of the bytes, on torch.distributed as it is.
+"""Collectives that send a fraction of the bytes, and the laboratory that shows on which links this pays.
 
-Importing this package loads no PyTorch; using one of its names does.
+They run on torch.distributed as it is. Importing this package loads no PyTorch; using one of its names does.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "Exact": "sdp4bit",
     "Exchange": "exchange",
     "Layout": "format",
     "Meter": "meter",
     "Noise": "format",
+    "Replicated": "replicated",
+    "SDP4Bit": "sdp4bit",
+    "Sharded": "sharded",
     "Topology": "topology",
 }
 
@@ -21,6 +25,10 @@ if TYPE_CHECKING:
     from trimtab.comm.format import Layout as Layout
     from trimtab.comm.format import Noise as Noise
     from trimtab.comm.meter import Meter as Meter
+    from trimtab.comm.replicated import Replicated as Replicated
+    from trimtab.comm.sdp4bit import Exact as Exact
+    from trimtab.comm.sdp4bit import SDP4Bit as SDP4Bit
+    from trimtab.comm.sharded import Sharded as Sharded
     from trimtab.comm.topology import Topology as Topology
 
 

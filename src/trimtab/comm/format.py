@@ -48,14 +48,14 @@ class Layout:
         for start, stop in sorted((*self.exact, *self.skipped)):
             if not end <= start <= stop <= self.num:
                 raise ShapeError(
-                    f"exact parts {self.exact} and skipped ones {self.skipped} of {self.num} elements; expected disjoint"
-                    " ones inside the row"
+                    f"exact parts {self.exact} and skipped ones {self.skipped} of {self.num} elements;"
+                    " expected disjoint ones inside the row"
                 )
             end = stop
 
     @classmethod
     def of_segments(cls, segments: Iterable[tuple[int, Literal["packed", "exact", "skipped"]]]) -> Layout:
-        """Return the layout of a row of segments, (length, kind), one after the other; neighbours of a kind are joined."""
+        """Return the layout of a row of segments, (length, kind), one after the other."""
         parts: dict[str, list[tuple[int, int]]] = {"packed": [], "exact": [], "skipped": []}
         at = 0
         for length, kind in segments:

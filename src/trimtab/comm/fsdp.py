@@ -22,7 +22,7 @@ try:
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 except ImportError as error:
     raise BackendUnavailable(
-        f"this PyTorch, {torch.__version__}, lacks FSDP2's custom collectives ({error}); versions 2.11 to 2.13 have them"
+        f"PyTorch {torch.__version__} lacks FSDP2's custom collectives ({error}); versions 2.11 to 2.13 have them"
     ) from error
 
 if TYPE_CHECKING:
@@ -152,9 +152,7 @@ def units(model: nn.Module) -> list[Unit]:
     """
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if not OLDEST <= version <= NEWEST:
-        raise BackendUnavailable(
-            f"PyTorch {torch.__version__}; expected 2.11 to 2.13, whose FSDP2 this was tested with"
-        )
+        raise BackendUnavailable(f"PyTorch {torch.__version__}; expected 2.11 to 2.13, with whose FSDP2 this works")
     found = []
     for name, module in model.named_modules():
         if isinstance(module, FSDPModule):
