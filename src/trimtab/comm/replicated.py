@@ -79,9 +79,9 @@ class ReplicatedHandle:
         """Return the average over ranks of the gradients in a bucket."""
         settings, x = self.settings, bucket.buffer()
         gradients = bucket.gradients()
-        starts = [gradient.storage_offset() - x.storage_offset() for gradient in gradients]
+        starts = [int(gradient.storage_offset() - x.storage_offset()) for gradient in gradients]
         exact = [
-            (start, start + gradient.numel())
+            (start, start + int(gradient.numel()))
             for start, gradient in sorted(zip(starts, gradients, strict=True), key=lambda pair: pair[0])
             if gradient.numel() and gradient.numel() * gradient.element_size() < settings.min_bytes
         ]
