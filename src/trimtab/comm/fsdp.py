@@ -127,7 +127,7 @@ class Unit:
         FSDP2 runs its own all-reduce before the hook, so that gets a group of this rank alone.
         """
         self._whole_mesh = self._group.mesh_info
-        mesh = copy.copy(self._whole_mesh)
+        mesh: Any = copy.copy(self._whole_mesh)
         mesh.replicate_process_group = alone
         self._group.mesh_info = mesh
         self._module.set_all_reduce_hook(hook)
