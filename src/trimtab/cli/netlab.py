@@ -106,9 +106,10 @@ def _ending_on_sigterm() -> Iterator[None]:
 
 def _loopback_text(lab: Netlab) -> str:
     rates = sum(filter(None, lab.rates)) or None
+    machine = "; it is this machine's own, so other programs are slowed too" if lab.slows_machine else ""
     return (
         f"all nodes share one loopback, which carries {rate_text(rates)} for all of them together; what the ranks of "
-        "one node tell each other is slowed and counted too"
+        f"one node tell each other is slowed and counted too{machine}"
     )
 
 

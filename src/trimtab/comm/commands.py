@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import msgspec
@@ -138,8 +139,11 @@ class _Stream:
 class _Command:
     """A command of a run: its process, its two streams, and when it ended."""
 
-    def __init__(self, rank: int, node: int, process: subprocess.Popen, listen: Listen | None) -> None:
+    def __init__(
+        self, rank: int, node: int, process: subprocess.Popen, listen: Listen | None, *, entered: bool
+    ) -> None:
         self.rank, self.node, self.process = rank, node, process
+        self._entered = entered
         assert process.stdout is not None
         assert process.stderr is not None
         self.streams = {
@@ -149,10 +153,17 @@ class _Command:
         self.seconds: float | None = None
 
     def signal(self, number: int) -> None:
-        """Send a signal to the command and to those of its children that stayed in its session."""
-        if self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
+        """Send a signal to the command; without a process namespace, also to its children in its session."""
+        if self.process.poll() is not None:
+            return
+        pid = self.process.pid
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            # behind a process namespace, ours is nsenter, which waits for the command and must outlive it
+            inner = Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if self._entered else []
+            if inner:
+                os.kill(int(inner[0]), number)
+            else:
+                os.killpg(pid, number)
 
 
 class Run:
@@ -179,7 +190,8 @@ class Run:
     ) -> None:
         # a mount namespace forgets the working folder; without a process namespace, death of this process is theirs
         changed = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "trimtab", os.getcwd()]
-        mortal = [] if any(word.startswith("--pid=") for word in prefix) else ["setpriv", "--pdeathsig", "KILL"]
+        entered = any(word.startswith("--pid=") for word in prefix)
+        mortal = [] if entered else ["setpriv", "--pdeathsig", "KILL"]
         process = subprocess.Popen(
             [*prefix, *mortal, *changed, *command],
             env=variables,
@@ -188,7 +200,7 @@ class Run:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        started = _Command(rank, node, process, self._listen)
+        started = _Command(rank, node, process, self._listen, entered=entered)
         self.commands.append(started)
         for stream in started.streams.values():
             os.set_blocking(stream.pipe.fileno(), False)
@@ -261,10 +273,14 @@ class Run:
             command.process.wait()
 
     def drain(self) -> None:
-        """Read what is left in the pipes, and close them."""
+        """Read what is left in the pipes."""
         deadline = time.monotonic() + 1.0  # a survivor may hold a pipe open where there is no process namespace
         while self._selector.get_map() and time.monotonic() < deadline:
             self._listen_for(_TICK_SECONDS)
+
+    def close(self) -> None:
+        """End what still runs, and close all pipes."""
+        self.kill()
         for command in self.commands:
             for stream in command.streams.values():
                 stream.pipe.close()
