@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import msgspec
 
@@ -20,6 +20,7 @@ from trimtab.comm.namespaces import Links, Loopback
 from trimtab.errors import CommandFailed
 
 _KEPT_BYTES = 4 << 20  # of what a rank prints, the newest
+_TOLD_LINES = 12  # of a command that failed
 _TICK_SECONDS = 0.1
 _RATE_SECONDS = 0.5  # the stretch of time of which the busiest is reported
 _KILL_SECONDS = 5.0  # between asking a process to end and ending it
@@ -32,6 +33,7 @@ class RankResult(msgspec.Struct, frozen=True, kw_only=True):
     """How one command of a run ended."""
 
     rank: int
+    """Of a command a node, the node."""
     node: int
     exit_code: int
     """As `subprocess` tells it: a negative number is the signal that ended it."""
@@ -169,8 +171,10 @@ class _Command:
 class Run:
     """The commands of one run, read and watched by one thread."""
 
-    def __init__(self, network: Links | Loopback, num_nodes: int, listen: Listen | None) -> None:
-        self._network, self._listen = network, listen
+    def __init__(
+        self, network: Links | Loopback, num_nodes: int, listen: Listen | None, *, noun: Literal["rank", "node"]
+    ) -> None:
+        self._network, self._listen, self._noun = network, listen, noun
         self._links = range(1 if network.interface == "lo" else num_nodes)
         self._selector = selectors.DefaultSelector()
         self.commands: list[_Command] = []
@@ -224,7 +228,7 @@ class Run:
             if stage == 0 and (failed is not None or now > deadline):
                 if failed is None:
                     late = ", ".join(str(command.rank) for command in running)
-                    failure = f"after {timeout:g} seconds rank {late} had not ended"
+                    failure = f"after {timeout:g} seconds {self._noun} {late} had not ended"
                 stage, deadline = 1, now + (patience if failed is not None else 0.0)
             elif stage == 1 and now > deadline:
                 self._signal(signal.SIGTERM)
@@ -234,8 +238,16 @@ class Run:
                 stage = 3
         if failed is not None:
             self._listen_for(0.0)
-            failure = _describe(failed)
+            failure = self._describe(failed)
         return failure
+
+    def _describe(self, command: _Command) -> str:
+        code = command.process.returncode
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        who = f"rank {command.rank} on node {command.node}" if self._noun == "rank" else f"node {command.node}"
+        last = command.streams["stderr"].text().strip() or command.streams["stdout"].text().strip()
+        lines = "\n".join(last.splitlines()[-_TOLD_LINES:])
+        return f"{who} ended with {how}" + (f":\n{lines}" if lines else "")
 
     def _listen_for(self, seconds: float) -> None:
         for key, _ in self._selector.select(seconds):
@@ -315,11 +327,3 @@ class Run:
                 )
             )
         return results
-
-
-def _describe(command: _Command) -> str:
-    code = command.process.returncode
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-    last = command.streams["stderr"].text().strip() or command.streams["stdout"].text().strip()
-    lines = "\n".join(last.splitlines()[-12:])
-    return f"rank {command.rank} on node {command.node} ended with {how}" + (f":\n{lines}" if lines else "")

@@ -117,7 +117,7 @@ class Netlab:
             if abilities().processes is None:
                 processes = self._network.keep_processes()
                 stack.callback(processes.close)
-            run = Run(self._network, self.nodes, listen)
+            run = Run(self._network, self.nodes, listen, noun="node" if per_node else "rank")
             stack.callback(run.close)
             for rank in range(self.nodes if per_node else self.nodes * self.ranks_per_node):
                 node = rank if per_node else rank // self.ranks_per_node
