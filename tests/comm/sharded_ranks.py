@@ -135,6 +135,7 @@ def plain() -> None:
         "gradients only": (SDP4Bit(**{**as_dict(SDP), "reference": None}), {}),
         "resync": (SDP4Bit(**{**as_dict(SDP), "resync_every": 1}), {}),
         "bf16": (SDP, bf16),
+        "fp16": (SDP, {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.float16, reduce_dtype=torch.float32)}),
         "zero++": (
             Sharded(
                 weights=Groups(bits=8, group=256),
@@ -189,7 +190,8 @@ def plain() -> None:
         else:
             assert report["reference_bytes"] == 0
         handle.remove()
-        assert torch.equal(computed(model), whole[name].bfloat16().float() if name == "bf16" else whole[name])
+        rounded = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name, torch.float32)
+        assert torch.equal(computed(model), whole[name].to(rounded).float())
         train(model, optimizer, range(6, 7))
         assert handle.report["operations"] == report["operations"] or name == "partly", "it is off"
     assert equal_on_all(whole["sdp"])
@@ -199,7 +201,7 @@ def plain() -> None:
     for name in ("again", "cpu", "kept", "partly"):
         assert torch.equal(whole[name], whole["sdp"]) and curves[name] == curves["sdp"], f"{name} repeats exactly"
     assert not torch.equal(whole["other seed"], whole["sdp"])
-    for name in ("sdp", "gradients only", "resync", "bf16", "zero++"):
+    for name in ("sdp", "gradients only", "resync", "bf16", "fp16", "zero++"):
         assert abs(curves[name][-1] / curves["stock"][-1] - 1) < 0.05, (name, curves[name], curves["stock"])
 
 

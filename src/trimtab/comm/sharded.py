@@ -122,10 +122,8 @@ class ShardedHandle:
         found = units(model)
         self.gather_topology, self.reduce_topology, self._replicas = topologies(found, settings)
         self._control = _control_group(self.gather_topology)
-        self._generation, self._agreed = (
-            0,
-            0,
-        )  # changes of what is to be sent: how many, and how many the ranks compared
+        self._generation = 0  # changes of what is to be sent
+        self._agreed = 0  # how many of them the ranks have compared
         text = _describe(settings, found)
         self._gather = Exchange(self.gather_topology, text, self.meter)
         self._reduce = Exchange(self.reduce_topology, text, self.meter)
@@ -212,9 +210,8 @@ class ShardedHandle:
 
     def _stepping(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         owned = {id(param) for group in optimizer.param_groups for param in group["params"]}
-        self._generation += 1
-        for member in self._members:
-            member.stepping(owned)
+        touched = [member.stepping(owned) for member in self._members]
+        self._generation += any(touched)
 
     def agree(self) -> None:
         """Check, before the first message after a change, that all ranks count the same changes.
@@ -270,14 +267,18 @@ class _Member:
         """What decides which messages are sent."""
         return self.steps, self.reductions, self._synced_at, self._changed
 
-    def stepping(self, owned: set[int]) -> None:
-        """Note that an optimizer that owns these parameters begins a step, in which it may ask for gathers."""
+    def stepping(self, owned: set[int]) -> bool:
+        """Note that an optimizer that owns these parameters begins a step, in which it may ask for gathers.
+
+        Returns whether some of the unit's are among them.
+        """
         trained = self.unit.trained
         touched = [id(param) in owned and trained[i] for i, param in enumerate(self.unit.parameters)]
         if any(touched):
             self._changed = [one or other for one, other in zip(self._changed, touched, strict=True)]
             self._in_step = True
             self.steps += 1
+        return any(touched)
 
     def stepped(self) -> None:
         self._in_step = False
@@ -340,9 +341,10 @@ class _Member:
         return every is not None and self._synced_at is not None and self.steps - self._synced_at >= every
 
     def _kept(self, rows: torch.Tensor) -> torch.Tensor:
+        dtype = torch.float32 if rows.dtype == torch.float16 else rows.dtype  # codecs know no float16
         if self.settings.reference == "device" or rows.device.type == "cpu":
-            return rows.clone()
-        kept = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+            return rows.to(dtype, copy=True)
+        kept = torch.empty(rows.shape, dtype=dtype, pin_memory=True)
         return kept.copy_(rows)
 
     def _update(self, output: torch.Tensor, input: torch.Tensor, noise: Noise) -> None:
@@ -351,25 +353,20 @@ class _Member:
         top = exchange.topology
         assert kept is not None
         with top.failures.telling():
-            away = kept.device != output.device
             form = Format(self._weights_layout(tuple(self._changed)), self.settings.weights, input.dtype)
             payload = exchange.payload(form.num_bytes, input.device)
-            master = input.clone()  # it lies in the output
+            master = input.to(kept.dtype, copy=True)  # it lies in the output
             sampled = meter.due("all_gather")
             with meter.codec():
-                own = kept[top.rank].to(input.device)
-                form.encode_difference(master, own, payload, noise)
+                form.encode_difference(master, kept[top.rank].to(master.device), payload, noise)
             payloads = exchange.gather(payload, exact=input.numel() * input.element_size())
-            rows = output.view(top.size, -1)
-            if away:
-                rows.copy_(kept)
+            rows = kept.to(output.device)
             with meter.codec():
-                for row, found in zip(rows if away else kept, payloads, strict=True):
+                for row, found in zip(rows, payloads, strict=True):
                     form.decode_add(found, row)
-            if away:
+            if rows is not kept:
                 kept.copy_(rows)
-            else:
-                rows.copy_(kept)
+            output.copy_(rows.view(-1))
             if sampled and input.numel():
                 meter.sample("all_gather", master, rows[top.rank])
                 self.drift = max(self.drift, float((master.float() - rows[top.rank].float()).abs().max()))
