@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_ranks(
-    module: str, num_ranks: int, *arguments: str, folder: Path, timeout: float = 120, died: tuple[int, ...] = ()
+    module: str, num_ranks: int, *arguments: str, folder: Path, timeout: float = 240, died: tuple[int, ...] = ()
 ) -> list[str]:
     """Run ``python -m module arguments...`` in `num_ranks` processes and return what they said.
 
