@@ -20,7 +20,7 @@ from trimtab.cli import main, pack
 from trimtab.codecs import codec_ids
 from trimtab.store import encode
 
-VERBS = ["pack", "unpack", "inspect", "verify", "compare", "doctor", "papers", "demo"]
+VERBS = ["pack", "unpack", "inspect", "verify", "compare", "netlab", "doctor", "papers", "demo"]
 HEAVY = {"torch", "numba", "numpy", "matplotlib", "rich", "msgspec", "zarr", "h5py", "nibabel", "safetensors"}
 
 

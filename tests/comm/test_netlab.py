@@ -260,6 +260,23 @@ def test_nothing_outlives_a_run_or_a_lab():
         lab.run(["true"])
 
 
+@needs_namespaces
+def test_a_fork_that_holds_the_pipes_holds_nothing_up(monkeypatch):
+    monkeypatch.setattr(namespaces, "_CLOSE_SECONDS", 0.2)
+    before = set(os.listdir("/proc/self/fd"))
+    with Netlab():
+        for descriptor in set(os.listdir("/proc/self/fd")) - before:
+            with contextlib.suppress(OSError):  # of the listing itself
+                os.set_inheritable(int(descriptor), True)
+        holder = subprocess.Popen(["sleep", "60"], close_fds=False)
+        begun = time.monotonic()
+    try:
+        assert 0.2 < time.monotonic() - begun < 10
+    finally:
+        holder.kill()
+        holder.wait()
+
+
 def _interrupt(rank: int, stream: str, data: bytes) -> None:
     raise KeyboardInterrupt
 

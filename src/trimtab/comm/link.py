@@ -53,6 +53,9 @@ def measure(nodes: Nodes | dist.ProcessGroup | None = None, *, seconds: float = 
     in the other nodes, all at once, and rates count what a node's ranks send together. In a process group, or in a
     topology of one node, every rank counts as a node.
 
+    The result is what collectives reach, which may be less than the wire carries: on gloo two ranks that send to each
+    other at the same time get about half of its rate each way, and only several ranks a node fill it.
+
     Args:
         nodes: a topology, a process group, or None for the default group.
         seconds: about how long to measure; slow links take a few times as long, as 64 KiB a rank is the least.

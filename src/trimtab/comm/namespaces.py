@@ -24,6 +24,8 @@ _MIN_BURST = 32 * 1024
 _LOOPBACK_BURST = 128 * 1024  # must hold one packet, and those of a loopback have up to 64 KiB
 _PACKETS_UNDERWAY = 100_000  # netem drops beyond; its own default of 1000 is too few for a fast link
 _PROCESSES = ("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child=KILL")
+_CLOSE_SECONDS = 5.0
+_FREE_LOOPBACK = "tc qdisc del dev lo root"
 _NO_IPV6 = "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6"  # its chatter would be counted
 
 
@@ -111,7 +113,11 @@ class Keeper:
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:
                 pipe.close()
-        self._process.wait()
+        try:
+            self._process.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:  # a fork of this process holds the pipe open too
+            self._process.kill()
+            self._process.wait()
 
 
 class Links:
@@ -236,7 +242,7 @@ class Loopback:
             return
         if "noqueue" not in _sh([], "tc qdisc show dev lo"):
             raise NetlabUnavailable("this machine's loopback has a queue of its own already: tc qdisc show dev lo")
-        self._keeper = Keeper([], at_end="tc qdisc del dev lo root 2> /dev/null")
+        self._keeper = Keeper([], at_end=f"{_FREE_LOOPBACK} 2> /dev/null")
         try:
             _sh([], script)
         except BaseException:
@@ -263,6 +269,8 @@ class Loopback:
         return counters.read("lo", process=self._keeper.pid)
 
     def close(self) -> None:
+        if not self.private:
+            _refusal([], _FREE_LOOPBACK)
         self._keeper.close()
 
 
