@@ -10,8 +10,11 @@ _HOMES = {
     "Exact": "sdp4bit",
     "Exchange": "exchange",
     "Layout": "format",
+    "Link": "link",
     "Meter": "meter",
+    "Netlab": "netlab",
     "Noise": "format",
+    "Plan": "planner",
     "Replicated": "replicated",
     "SDP4Bit": "sdp4bit",
     "Sharded": "sharded",
@@ -24,7 +27,10 @@ if TYPE_CHECKING:
     from trimtab.comm.exchange import Exchange as Exchange
     from trimtab.comm.format import Layout as Layout
     from trimtab.comm.format import Noise as Noise
+    from trimtab.comm.link import Link as Link
     from trimtab.comm.meter import Meter as Meter
+    from trimtab.comm.netlab import Netlab as Netlab
+    from trimtab.comm.planner import Plan as Plan
     from trimtab.comm.replicated import Replicated as Replicated
     from trimtab.comm.sdp4bit import Exact as Exact
     from trimtab.comm.sdp4bit import SDP4Bit as SDP4Bit
