@@ -17,6 +17,8 @@ def test_exchanges_and_faults(tmp_path):
 
 @pytest.mark.slow
 def test_gloo_ends_a_rank_that_gets_more_than_it_expects(tmp_path):
-    """Why settings and counters are compared before messages are sent: gloo aborts. The other rank gets an error."""
+    """Why settings and counters are compared before messages are sent: gloo aborts. The other rank gets an error,
+    of the message that is too short or of the rank that is gone, whichever comes first.
+    """
     said = run_ranks(RANKS, 2, "sizes_differ", str(tmp_path), folder=tmp_path, died=(1,))
-    assert "PeerFailed" in said[0] and "done" in said[0]
+    assert ("PeerFailed" in said[0] or "says size 216; expected 272" in said[0]) and "done" in said[0]
