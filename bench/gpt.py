@@ -71,7 +71,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder of bytes: int64 ``[batch, tokens]`` to the logits of each next byte, ``[batch, tokens, 256]``."""
+    """A decoder of bytes: int64 ``[batch, tokens]`` to float32 logits of the next, ``[batch, tokens, 256]``."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class GPT(nn.Module):
         x = self.embedding(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x))
+        return self.head(self.norm(x)).float()
 
 
 def make(size: Size, seed: int) -> GPT:
@@ -106,7 +106,7 @@ def make(size: Size, seed: int) -> GPT:
 
 def loss(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
     """Return the mean cross entropy in nats a byte."""
-    return F.cross_entropy(model(tokens).float().flatten(0, 1), targets.flatten())
+    return F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
 
 
 @dataclass(frozen=True, slots=True)
