@@ -53,6 +53,14 @@ class BackendUnavailable(TrimtabError, RuntimeError):
     """The kernel back end that was asked for cannot run here."""
 
 
+class CommError(TrimtabError, RuntimeError):
+    """Communication between ranks failed, or cannot be set up."""
+
+
+class NetlabUnavailable(CommError):
+    """This machine does not allow what a laboratory of slow links needs."""
+
+
 class NoFeasibleChoice(TrimtabError, RuntimeError):
     """No setting satisfies the constraint; the message names the nearest candidates, and `nearest` holds them."""
 
