@@ -18,11 +18,11 @@ import torch
 import torch.distributed as dist
 import xxhash
 from torch import Tensor, nn
-from trimtab.comm import counters
 
 from bench import gpt
-from bench.sharded_runs import SCALES, Scale
+from bench.sharded_runs import NUM_WARM_UP, SCALES, Scale
 from bench.sharded_ways import WAYS, Setup
+from trimtab.comm import counters
 
 NUM_CURVE_POINTS = 10
 
@@ -136,7 +136,7 @@ def steps(ways: list[str], scale: Scale, num_rounds: int, block: int) -> dict[st
         for way in random.Random(number).sample(ways, len(ways)):
             dist.barrier()
             before, begun = counters.read(), time.perf_counter()
-            for _ in range(block if number >= 0 else scale.num_warm_up):
+            for _ in range(block if number >= 0 else NUM_WARM_UP):
                 trainers[way].step()
             dist.barrier()
             ended, traffic = time.perf_counter(), counters.read() - before

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from trimtab.comm.netlab import Netlab
 
 from bench.gpt import SIZES, Size
+from bench.harness import NUM_ROUNDS
+from trimtab.comm.netlab import Netlab
 
 CACHE = Path(__file__).parents[1] / ".cache" / "sharded"
 NODES, RANKS_PER_NODE = 2, 2
@@ -42,8 +43,6 @@ class Scale:
     """Sequences of the validation text for the loss that counts."""
     min_numel: int
     """Elements of the smallest parameter that is quantised."""
-    num_warm_up: int
-    """Steps of each way before any is timed."""
 
 
 SCALES = {
@@ -56,7 +55,6 @@ SCALES = {
         num_curve_rows=64,
         num_held_out=1024,
         min_numel=65536,
-        num_warm_up=2,
     ),
     "small": Scale(
         size=SIZES["small"],
@@ -67,7 +65,6 @@ SCALES = {
         num_curve_rows=16,
         num_held_out=64,
         min_numel=4096,
-        num_warm_up=2,
     ),
 }
 """Name -> scale: of the claims, and of a quick check."""
@@ -75,6 +72,8 @@ SCALES = {
 STOCK, OURS = "stock", "SDP4Bit"
 TRAINED = (STOCK, "qW", "qWD", "TLq", "TLq-HS", OURS, "ZeRO++-style")
 """The ways whose losses are compared: those of the paper's Table 1, and a peer."""
+NUM_WARM_UP = 3
+"""Steps of each way before any is timed: PowerSGD begins with the third."""
 NUM_REPEATED = 25
 """Steps of a run that is repeated."""
 TIMED = (
@@ -179,7 +178,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     parser.add_argument("kind", choices=kinds)
     parser.add_argument("--scale", choices=SCALES, default="10M")
-    parser.add_argument("--rounds", type=int, default=7, help="timed turns of each way (default 7)")
+    parser.add_argument(
+        "--rounds", type=int, default=NUM_ROUNDS, help=f"timed turns of each way (default {NUM_ROUNDS})"
+    )
     parser.add_argument("--limit", type=int, help="how many missing runs to start at most")
     parser.add_argument("--ways", nargs="*", help="only runs of these (default all)")
     args = parser.parse_args(argv)
