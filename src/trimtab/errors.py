@@ -53,12 +53,12 @@ class BackendUnavailable(TrimtabError, RuntimeError):
     """The kernel back end that was asked for cannot run here."""
 
 
-class CommError(TrimtabError, RuntimeError):
-    """Communication between ranks failed, or cannot be set up."""
+class NetlabUnavailable(TrimtabError, RuntimeError):
+    """This machine does not allow what a laboratory of slow links needs; the message says what, and what would help."""
 
 
-class NetlabUnavailable(CommError):
-    """This machine does not allow what a laboratory of slow links needs."""
+class CommandFailed(TrimtabError, RuntimeError):
+    """A command that ran on the nodes of a netlab failed; the message has its last lines."""
 
 
 class NoFeasibleChoice(TrimtabError, RuntimeError):
@@ -72,3 +72,19 @@ class NoFeasibleChoice(TrimtabError, RuntimeError):
 
 class BoundViolated(TrimtabError, RuntimeError):
     """A codec could not keep its promise. This is a bug of trimtab: please report it."""
+
+
+class CommError(TrimtabError, RuntimeError):
+    """A compressed collective failed. Its process groups are out of step: start again from the last checkpoint."""
+
+
+class PayloadError(CommError):
+    """A received payload has a wrong size, header or checksum; the message names its sender."""
+
+
+class PeerFailed(CommError):
+    """Another rank died, timed out, or reported its own failure, which the message repeats."""
+
+
+class SettingsDiffer(CommError):
+    """The ranks were set up differently."""
