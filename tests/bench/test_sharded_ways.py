@@ -1,18 +1,21 @@
 from __future__ import annotations
 
-import socket
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.dist.launch import run_ranks
+from trimtab.comm.netlab import Netlab
+from trimtab.errors import NetlabUnavailable
 
 
-def test_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exact ways compute with the same bits, packed ones with the same on all ranks, and send less."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MASTER_PORT", str(probe.getsockname()[1]))
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    run_ranks("tests.bench.ways_ranks", 4, folder=tmp_path, timeout=240)
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    try:
+        with Netlab(nodes=2, ranks_per_node=2) as lab:
+            lab.run([sys.executable, "-m", "tests.bench.ways_ranks"], timeout=240).check()
+    except NetlabUnavailable as error:
+        pytest.skip(str(error))

@@ -28,8 +28,10 @@ def main() -> None:
 
     timed = steps([*REPLICATED, "stock", "SDP4Bit", AUTO], SCALES["small"], num_rounds=2, block=1)
     sent = {way: sum(map(sum, rounds)) for way, rounds in timed["sent"].items()}
-    assert sent["SDP4Bit"] < 0.5 * sent["DDP, fp16 hook"] < 0.5 * 0.6 * sent["DDP"] < sent["stock"]
-    assert min(sent["DDP, fp16 hook"], sent[AUTO]) > 2 * max(sent["SDP4Bit"], sent["DDP, SDP4Bit"] - sent["SDP4Bit"])
+    half = sent["DDP, fp16 hook"]
+    # a third of the small model's gradients belongs to parameters that stay exact
+    assert 0 < sent["SDP4Bit"] < 0.5 * half and 0 < sent["DDP, SDP4Bit"] < 0.65 * half, sent
+    assert 1.8 * half < sent["DDP"] < sent["stock"], sent
     assert all(len(seconds) == 2 for seconds in timed["seconds"].values())
 
 
