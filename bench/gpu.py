@@ -1,4 +1,4 @@
-"""Device kernels against the device's own copy of memory: exponent codes of weights, and a field's prediction.
+"""Device kernels against the device's own copy of memory: exponent codes, a field's prediction, payloads for networks.
 
 Bandwidth counts what has to be moved: the array and its packed form, each once. A copy counts its array twice. Times
 come from CUDA events around whole calls, with their allocations, checks and waits for the host.
@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,10 @@ from trimtab.arrays import as_numpy
 from trimtab.codecs import enec_device, enec_escape
 from trimtab.codecs.enec_escape import CHUNK, choose_codes, sampling_step
 from trimtab.codecs.prediction import lorenzo_weights
-from trimtab.kernels import load_for
+from trimtab.codecs.sdp4bit import Groups
+from trimtab.codecs.taco import Float8
+from trimtab.codecs.wire import WireCodec
+from trimtab.kernels import backend, load_for
 from trimtab.kernels.predictor import numba as host_predictor
 from trimtab.kernels.predictor.ref import band_edges
 from trimtab.kernels.quantiser import numba as host_quantiser
@@ -37,6 +41,14 @@ BARS = {"decode": 0.5, "encode": 0.35}
 """Least share of the copy's bandwidth that exponent codes reach."""
 
 LOSSY = ("quantise, predict", "predict back, dequantise")
+WIRE_CODECS: dict[str, WireCodec] = {
+    "4 bits, Hadamard 32": Groups(bits=4, group=128, hadamard=32),
+    "8 bits, Hadamard 32": Groups(bits=8, group=128, hadamard=32),
+    "4 bits, group 2048": Groups(bits=4, group=2048),
+    "e4m3, two scales, Hadamard 128": Float8(),
+    "e4m3, one scale": Float8(scales=1, hadamard=False),
+}
+_NUM_ROWS = 4
 _STEP, _LIMIT, _MARGIN = 0.02, 0.01, 2
 
 
@@ -126,6 +138,33 @@ def field_subject(x: torch.Tensor) -> Subject:
     return Subject(x.nbytes, calls, same)
 
 
+def wire_subject(x: torch.Tensor) -> Subject:
+    """Return what makes and reads payloads of a flat float32 tensor, as it goes over a network."""
+    import torch
+
+    num, calls, same = x.numel(), {}, True
+    y, host_x = torch.empty_like(x), x.cpu()
+    for name, codec in WIRE_CODECS.items():
+        rows = torch.zeros((_NUM_ROWS, codec.payload_bytes(num)), dtype=torch.uint8, device=x.device)
+        for r in range(_NUM_ROWS):
+            codec.encode(x, rows[r], r)
+        payload, host = torch.empty_like(rows[0]), torch.empty(rows.shape[1], dtype=torch.uint8)
+        codec.decode_sum(rows, y)
+        on_host, host_y = rows.cpu(), torch.empty(num)
+        with backend("numba"):
+            codec.encode(host_x, host, 0)
+            codec.decode_sum(on_host, host_y)
+        same &= torch.equal(on_host[0], host) and torch.equal(y.cpu(), host_y)
+        one, all_rows = x.nbytes + payload.numel(), x.nbytes + rows.numel()
+        calls[f"{name}, encode"] = partial(codec.encode, x, payload, 0), one
+        calls[f"{name}, decode"] = partial(codec.decode, rows[0], y), one
+        calls[f"{name}, decode_sum of {_NUM_ROWS}"] = partial(codec.decode_sum, rows, y), all_rows
+        if isinstance(codec, Groups):
+            fused = partial(codec.decode_sum_encode, rows, payload, num, codec, 0)
+            calls[f"{name}, decode_sum_encode of {_NUM_ROWS}"] = fused, rows.numel() + payload.numel()
+    return Subject(x.nbytes, calls, same)
+
+
 def run(subjects: dict[str, Subject], options: Options, device: torch.device) -> Record:
     """Measure every call of every subject beside a copy of as many bytes, and return the record."""
     import torch
@@ -202,7 +241,7 @@ def _describe(device: torch.device) -> dict[str, Any]:
 
 
 def subjects(quick: bool, device: torch.device) -> dict[str, Subject]:
-    """Return the inputs, made on the device: 512 Mi weights and 512^3 points, fewer where `quick`."""
+    """Return the inputs, made on the device: 512 Mi weights, 512^3 points and 128 Mi gradients, fewer where `quick`."""
     import torch
 
     generator = torch.Generator(device).manual_seed(SEED)
@@ -211,10 +250,12 @@ def subjects(quick: bool, device: torch.device) -> dict[str, Subject]:
     for k in range(num_layers):  # one width a layer, as initialisation and training leave them
         x[k] = torch.randn(num, generator=generator, device=device) * (0.01 * 1.06**k)
     steps = torch.randn(side, side, side, generator=generator, device=device) / math.sqrt(side)
+    gradients = torch.randn(num * 8, generator=generator, device=device)
     field = steps.cumsum(0).cumsum(1).cumsum(2)
     return {
         f"bf16 weights, synthetic, {x.nbytes >> 20} MiB": weights_subject(x.reshape(-1)),
         f"float32 field, synthetic, {side}^3": field_subject(field),
+        f"float32 gradients, normal, {gradients.nbytes >> 20} MiB": wire_subject(gradients),
     }
 
 

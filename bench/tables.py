@@ -495,6 +495,25 @@ def gpu_table(record: Record) -> str:
     return f"On one {record.architecture['device']}:\n\n{markdown(heads, rows)}"
 
 
+def wire_table(record: Record) -> str:
+    """Return what a core encodes and decodes for the network, a row a contender."""
+    calls = list(dict.fromkeys(key.split("/")[1] for key, metric in record.metrics.items() if metric.unit == "GB/s"))
+    calls = [call for call in calls if call != "copy"]
+    rows = []
+    for name in record.encoding["contenders"]:
+        found = [record.metrics.get(f"{name}/{call}") for call in calls]
+        wire = record.metrics.get(f"{name}/wire")
+        if any(found):
+            speeds = [f"{metric.value:.2f}" if metric else "-" for metric in found]
+            rows.append([_ours_bold(name), f"{wire.value:.3f}" if wire else "-", *speeds])
+    copy = record.metrics["copy/copy"].value
+    notes = [
+        f"GB/s of float32 on the side of the tensor, one thread; a copy runs at {copy:.1f}.",
+        *(f"{name} could not be run: {reason}." for name, reason in record.encoding["failed"].items()),
+    ]
+    return "\n\n".join([markdown(["", "bytes sent, of float32", *calls], rows), *notes])
+
+
 def bars_table(found: Iterable[Record]) -> str:
     """Return what had to hold, and whether it does, over several records."""
     rows = [
@@ -517,6 +536,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "startup": ("Start-up", startup_table),
     "deepsz": ("Pruned networks within an accuracy budget", deepsz_tables),
     "sharded": ("Sharded training over a slow link", sharded_tables),
+    "wire": ("What goes over a network, a core", wire_table),
     "gpu": ("On a GPU", gpu_table),
 }
 """Benchmark -> title of its section, and its tables."""

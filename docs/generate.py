@@ -23,6 +23,9 @@ JOBS = {
 }
 """What a user wants to do -> the folder of the package that does it."""
 
+PAYLOADS = ("groups", "float8", "hadamard")
+"""Kernels that make what goes over a network, not into files."""
+
 LAYOUTS = {
     "enec": "trimtab.codecs.enec",
     "enec: differences": "trimtab.codecs.enec_delta",
@@ -89,8 +92,14 @@ def layouts() -> str:
     """Return what the modules of codecs and kernels say about their bytes."""
     parts = [f"### {codec}\n\n{_markdown(module)}" for codec, module in LAYOUTS.items()]
     parts += ["## Kernels", "The specification of each is its `ref.py`; this is what it says of the bytes."]
-    parts += [f"### {name}\n\n{_markdown(f'trimtab.kernels.{name}.ref')}" for name in kernels.operations()]
+    parts += [_kernel(name) for name in kernels.operations() if name not in PAYLOADS]
+    parts += ["## Payloads", "No file holds these: `trimtab.codecs.wire` sends them over networks."]
+    parts += [_kernel(name) for name in PAYLOADS]
     return "\n\n".join(parts)
+
+
+def _kernel(name: str) -> str:
+    return f"### {name}\n\n{_markdown(f'trimtab.kernels.{name}.ref')}"
 
 
 def _markdown(module: str) -> str:

@@ -19,11 +19,16 @@ def test_a_toy_run(tmp_path, capsys) -> None:
     weights = as_torch(rng.normal(0, 0.02, 9001).astype(np.float32)).to(DEVICE, torch.bfloat16)
     field = as_torch(rng.normal(0, 1, (4, 5, 70)).cumsum(2).astype(np.float32)).to(DEVICE)
     with kernels.backend("triton"):
-        subjects = {"w": gpu.weights_subject(weights), "f": gpu.field_subject(field)}
+        subjects = {
+            "w": gpu.weights_subject(weights),
+            "f": gpu.field_subject(field),
+            "g": gpu.wire_subject(field.reshape(-1)),
+        }
         record = gpu.run(subjects, Options(name="gpu", quick=True, num_rounds=2), torch.device(DEVICE))
     assert {bar.name: bar.reached for bar in record.bars if "same bytes" in bar.name} == {
         "w: same bytes as on the host": 1,
         "f: same bytes as on the host": 1,
+        "g: same bytes as on the host": 1,
     }
     assert [bar.name for bar in record.bars if "share" in bar.name] == [
         "w: encode, share of the copy's bandwidth",
@@ -32,7 +37,9 @@ def test_a_toy_run(tmp_path, capsys) -> None:
     for key in ("w/copy", "w/encode", "w/decode", "f/copy", *(f"f/{what}" for what in gpu.LOSSY)):
         assert record.metrics[key].value > 0
         assert key.endswith("copy") or 0 < record.metrics[f"{key}_share"].value < 2
-    assert len(gpu_table(record).splitlines()) == 2 + 2 + 6
+    payloads = [f"g/{name}, {what}" for name in gpu.WIRE_CODECS for what in ("encode", "decode", "decode_sum of 4")]
+    assert all(record.metrics[f"{key}_share"].value > 0 for key in payloads)
+    assert len(gpu_table(record).splitlines()) == 2 + 2 + 6 + 1 + len(payloads) + 3  # three codecs sum and encode
     assert record.versions["triton"]
 
 

@@ -145,6 +145,9 @@ def test_calls_are_checked() -> None:
     payload = torch.zeros(codec.payload_bytes(256), dtype=torch.uint8)
     with pytest.raises(UsageError, match="needs a key"):
         codec.encode(x, payload)
+    for key in (-1, 1 << 64):
+        with pytest.raises(UsageError, match="64 bits"):
+            codec.encode(x, payload, key)
     for bad in (x.double(), x.reshape(2, 128), x[::2], x.half()):
         with pytest.raises(ShapeError, match="flat, contiguous tensor of float32 or bfloat16"):
             codec.encode(bad, payload, KEY)
@@ -190,3 +193,20 @@ def test_the_device_twin_makes_the_same_payloads(monkeypatch) -> None:
             codec.decode(one, w)
         codec.decode(one, y)
         assert torch.equal(one, other) and torch.equal(y, w)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("backend", ["triton", "numba"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_tensors_on_a_device_make_the_same_payloads(backend: str, dtype) -> None:
+    """With a back end of the host they go there and back."""
+    for codec, _ in CODECS:
+        x = elements(300, dtype=dtype)
+        one = torch.zeros(codec.payload_bytes(300), dtype=torch.uint8)
+        other, y = one.cuda(), x.cuda()
+        codec.encode(x, one, KEY)
+        with kernels.backend(backend):
+            codec.encode(x.cuda(), other, KEY)
+            codec.decode(other, y)
+        codec.decode(one, x)
+        assert torch.equal(other.cpu(), one) and torch.equal(y.cpu(), x)

@@ -19,7 +19,7 @@ from trimtab.codecs.sdp4bit import Groups
 from trimtab.comm import Exchange, Layout, Meter, Noise, Topology
 from trimtab.errors import CommError, PayloadError, PeerFailed, SettingsDiffer, UsageError
 
-TIMEOUT = 4.0  # of the groups that are to break; the others wait longer, since ranks notice at different times
+TIMEOUT = 6.0  # of the groups that are to break; the others wait longer, since ranks notice at different times
 PATIENCE = 60.0
 NOISE = Noise(seed=3, rank=0, step=5, bucket=1)
 

@@ -121,6 +121,8 @@ class Groups(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             return None
         if key is None:
             raise UsageError("stochastic rounding needs a key: noise_key(seed, rank, step, bucket, stage)")
+        if not 0 <= key < 1 << 64:
+            raise UsageError(f"a key has 64 bits, got {key}; noise_key(seed, rank, step, bucket, stage) makes one")
         return key
 
     def _refuse_transform(self) -> None:

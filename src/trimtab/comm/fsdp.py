@@ -161,8 +161,9 @@ def units(model: nn.Module) -> list[Unit]:
             for group in groups:
                 if len(groups) > 1:
                     raise UsageError(f"{name or 'the model'!r} has parameters on several meshes; expected one mesh")
-                if group._all_reduce_hook is not None:
-                    raise UsageError(f"{name or 'the model'!r} has an all-reduce hook already; remove it first")
+                own = type(group._all_gather_comm), type(group._reduce_scatter_comm)
+                if own != (DefaultAllGather, DefaultReduceScatter) or group._all_reduce_hook is not None:
+                    raise UsageError(f"{name or 'the model'!r} has collectives of its own already; remove them first")
                 found.append(Unit(name, module, group))
     if not found:
         raise UsageError("the model has no parameters that fully_shard has sharded; call fully_shard(model) first")

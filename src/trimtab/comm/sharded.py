@@ -22,7 +22,8 @@ rounding step of them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -131,9 +132,11 @@ class ShardedHandle:
         self._across = Exchange(self._replicas, text, self.meter) if self._replicas else None
         self._members = [_Member(self, bucket, unit) for bucket, unit in enumerate(found)]
         self._hooks: list[Any] = [
-            register_optimizer_step_pre_hook(self._stepping),
-            register_optimizer_step_post_hook(self._stepped),
+            register_optimizer_step_pre_hook(_weakly(self._stepping)),
+            register_optimizer_step_post_hook(_weakly(self._stepped)),
         ]
+        for hook in self._hooks:  # they stand in lists of all optimizers, which must not keep the model alive
+            weakref.finalize(self, hook.remove)
         for member in self._members:
             member.unit.use(_Gather(member), _Scatter(member))
             for module in member.unit.modules:
@@ -513,6 +516,18 @@ def bytes_a_node_sends(
                 packed = Format(part, codec, unit.reduce_dtype)
                 total += gather.size * (replicas.size - 1) * message_bytes(packed.num_bytes)
     return total
+
+
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that calls a method of an object for as long as that lives."""
+    known = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> None:
+        found = known()
+        if found is not None:
+            found(*arguments)
+
+    return call
 
 
 def _loaded(member: _Member, *arguments: Any) -> None:  # noqa: ARG001 (what a load_state_dict hook gets)
