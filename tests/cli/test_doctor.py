@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import one_line_error
+from tests.comm.test_netlab import needs_namespaces
 from trimtab import __version__, kernels
 from trimtab.papers import load_papers
 
@@ -91,3 +93,37 @@ def test_papers(trimtab):
     assert len(result.stdout.splitlines()) == 2 + len(load_papers())
     listed = json.loads(trimtab("papers", "--json").stdout)
     assert [paper["number"] for paper in listed] == [paper.number for paper in load_papers()]
+
+
+def test_link_without_peers_tells_how(trimtab, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    result = trimtab("doctor", "--link")
+    assert result.exit_code == 0
+    assert "on slower links compressing pays" in result.stdout
+    assert "trimtab netlab" in result.stdout
+    assert "torchrun" in result.stdout
+    report = json.loads(trimtab("doctor", "--link", "--parameters", "1e6", "--json").stdout)
+    assert report["parameters"] == 1_000_000
+    assert report["will_help"] is report["plan"] is report["link"] is None
+    assert report["codec"]["encode_bytes_per_second"] > 0
+
+
+def test_link_needs_a_meeting_point(trimtab, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    assert "RANK" in one_line_error(trimtab("doctor", "--link"), "not set", "torchrun")
+    one_line_error(trimtab("doctor", "--parameters", "1e6"), "--link")
+
+
+@needs_namespaces
+def test_the_verdict_on_a_slow_link(start):
+    doctor = [sys.executable, "-m", "trimtab", "doctor", "--link", "--compute-seconds", "0.1", "--json"]
+    process = start("netlab", "--ranks-per-node", 2, "--rate", "20mbit", "--", *doctor)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    report = json.loads(out)
+    assert (report["nodes"], report["ranks_per_node"]) == (2, 2)
+    assert 0.4 * 20e6 < 8 * report["link"]["bytes_per_second"] < 1.2 * 20e6
+    assert report["will_help"] is True
+    assert report["break_even_bytes_per_second"] > report["link"]["bytes_per_second"]
+    assert -1 < report["step_time_change"] < -0.5

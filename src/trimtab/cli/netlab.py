@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from trimtab.comm.netlab import Netlab
 
 
-@click.command("netlab", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command("netlab", context_settings={"allow_interspersed_args": False})
 @click.option("--nodes", type=click.IntRange(min=2), default=2, show_default=True, help="Number of nodes.")
 @click.option("--ranks-per-node", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks on each node.")
 @click.option(
@@ -80,7 +80,8 @@ def verb(
                 if as_json:
                     print_json({"ok": True, "mode": lab.mode, **report})
                 return 0
-            result = lab.run(command, per_node=per_node, timeout=timeout, listen=_listener(stdout=not as_json))
+            listen = _listener("node" if per_node else "rank", stdout=not as_json)
+            result = lab.run(command, per_node=per_node, timeout=timeout, listen=listen)
     if as_json:
         print_json({"command": list(command), **result.report, **report})
     else:
@@ -106,9 +107,10 @@ def _ending_on_sigterm() -> Iterator[None]:
 
 def _loopback_text(lab: Netlab) -> str:
     rates = sum(filter(None, lab.rates)) or None
+    machine = "; it is this machine's own, so other programs are slowed too" if lab.slows_machine else ""
     return (
         f"all nodes share one loopback, which carries {rate_text(rates)} for all of them together; what the ranks of "
-        "one node tell each other is slowed and counted too"
+        f"one node tell each other is slowed and counted too{machine}"
     )
 
 
@@ -123,15 +125,15 @@ def _check(lab: Netlab, *, as_json: bool) -> list[float]:
     return reached
 
 
-def _listener(*, stdout: bool) -> Any:
-    """Return what passes on the output of ranks; `stdout` says whether that of rank 0 goes to stdout."""
+def _listener(noun: str, *, stdout: bool) -> Any:
+    """Return what passes on the output of ranks (or nodes); `stdout`: that of the first goes to stdout."""
 
     def listen(rank: int, stream: str, data: bytes) -> None:
         if stdout and rank == 0 and stream == "stdout":
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
             return
-        prefix = f"[rank {rank}] ".encode()
+        prefix = f"[{noun} {rank}] ".encode()
         lines = data.splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n"):
             lines[-1] += b"\n"

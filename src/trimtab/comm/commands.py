@@ -10,7 +10,8 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, Any, Literal
 
 import msgspec
 
@@ -19,6 +20,7 @@ from trimtab.comm.namespaces import Links, Loopback
 from trimtab.errors import CommandFailed
 
 _KEPT_BYTES = 4 << 20  # of what a rank prints, the newest
+_TOLD_LINES = 12  # of a command that failed
 _TICK_SECONDS = 0.1
 _RATE_SECONDS = 0.5  # the stretch of time of which the busiest is reported
 _KILL_SECONDS = 5.0  # between asking a process to end and ending it
@@ -31,6 +33,7 @@ class RankResult(msgspec.Struct, frozen=True, kw_only=True):
     """How one command of a run ended."""
 
     rank: int
+    """Of a command a node, the node."""
     node: int
     exit_code: int
     """As `subprocess` tells it: a negative number is the signal that ended it."""
@@ -138,8 +141,11 @@ class _Stream:
 class _Command:
     """A command of a run: its process, its two streams, and when it ended."""
 
-    def __init__(self, rank: int, node: int, process: subprocess.Popen, listen: Listen | None) -> None:
+    def __init__(
+        self, rank: int, node: int, process: subprocess.Popen, listen: Listen | None, *, entered: bool
+    ) -> None:
         self.rank, self.node, self.process = rank, node, process
+        self._entered = entered
         assert process.stdout is not None
         assert process.stderr is not None
         self.streams = {
@@ -149,17 +155,26 @@ class _Command:
         self.seconds: float | None = None
 
     def signal(self, number: int) -> None:
-        """Send a signal to the command and to those of its children that stayed in its session."""
-        if self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
+        """Send a signal to the command; without a process namespace, also to its children in its session."""
+        if self.process.poll() is not None:
+            return
+        pid = self.process.pid
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            # behind a process namespace, ours is nsenter, which waits for the command and must outlive it
+            inner = Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if self._entered else []
+            if inner:
+                os.kill(int(inner[0]), number)
+            else:
+                os.killpg(pid, number)
 
 
 class Run:
     """The commands of one run, read and watched by one thread."""
 
-    def __init__(self, network: Links | Loopback, num_nodes: int, listen: Listen | None) -> None:
-        self._network, self._listen = network, listen
+    def __init__(
+        self, network: Links | Loopback, num_nodes: int, listen: Listen | None, *, noun: Literal["rank", "node"]
+    ) -> None:
+        self._network, self._listen, self._noun = network, listen, noun
         self._links = range(1 if network.interface == "lo" else num_nodes)
         self._selector = selectors.DefaultSelector()
         self.commands: list[_Command] = []
@@ -179,7 +194,8 @@ class Run:
     ) -> None:
         # a mount namespace forgets the working folder; without a process namespace, death of this process is theirs
         changed = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "trimtab", os.getcwd()]
-        mortal = [] if any(word.startswith("--pid=") for word in prefix) else ["setpriv", "--pdeathsig", "KILL"]
+        entered = any(word.startswith("--pid=") for word in prefix)
+        mortal = [] if entered else ["setpriv", "--pdeathsig", "KILL"]
         process = subprocess.Popen(
             [*prefix, *mortal, *changed, *command],
             env=variables,
@@ -188,7 +204,7 @@ class Run:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        started = _Command(rank, node, process, self._listen)
+        started = _Command(rank, node, process, self._listen, entered=entered)
         self.commands.append(started)
         for stream in started.streams.values():
             os.set_blocking(stream.pipe.fileno(), False)
@@ -212,7 +228,7 @@ class Run:
             if stage == 0 and (failed is not None or now > deadline):
                 if failed is None:
                     late = ", ".join(str(command.rank) for command in running)
-                    failure = f"after {timeout:g} seconds rank {late} had not ended"
+                    failure = f"after {timeout:g} seconds {self._noun} {late} had not ended"
                 stage, deadline = 1, now + (patience if failed is not None else 0.0)
             elif stage == 1 and now > deadline:
                 self._signal(signal.SIGTERM)
@@ -222,8 +238,16 @@ class Run:
                 stage = 3
         if failed is not None:
             self._listen_for(0.0)
-            failure = _describe(failed)
+            failure = self._describe(failed)
         return failure
+
+    def _describe(self, command: _Command) -> str:
+        code = command.process.returncode
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        who = f"rank {command.rank} on node {command.node}" if self._noun == "rank" else f"node {command.node}"
+        last = command.streams["stderr"].text().strip() or command.streams["stdout"].text().strip()
+        lines = "\n".join(last.splitlines()[-_TOLD_LINES:])
+        return f"{who} ended with {how}" + (f":\n{lines}" if lines else "")
 
     def _listen_for(self, seconds: float) -> None:
         for key, _ in self._selector.select(seconds):
@@ -261,10 +285,14 @@ class Run:
             command.process.wait()
 
     def drain(self) -> None:
-        """Read what is left in the pipes, and close them."""
+        """Read what is left in the pipes."""
         deadline = time.monotonic() + 1.0  # a survivor may hold a pipe open where there is no process namespace
         while self._selector.get_map() and time.monotonic() < deadline:
             self._listen_for(_TICK_SECONDS)
+
+    def close(self) -> None:
+        """End what still runs, and close all pipes."""
+        self.kill()
         for command in self.commands:
             for stream in command.streams.values():
                 stream.pipe.close()
@@ -299,11 +327,3 @@ class Run:
                 )
             )
         return results
-
-
-def _describe(command: _Command) -> str:
-    code = command.process.returncode
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-    last = command.streams["stderr"].text().strip() or command.streams["stdout"].text().strip()
-    lines = "\n".join(last.splitlines()[-12:])
-    return f"rank {command.rank} on node {command.node} ended with {how}" + (f":\n{lines}" if lines else "")

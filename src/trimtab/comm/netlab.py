@@ -66,12 +66,15 @@ class Netlab:
         self.nodes, self.ranks_per_node, self.delay = nodes, ranks_per_node, delay
         self.rates = parse_rates(rate, nodes)
         self.mode = _choose_mode(mode, shaped=any(self.rates), delayed=delay > 0, nodes=nodes)
+        self.slows_machine = False
+        """Whether it is this machine's own loopback that is slowed, known once the lab is open."""
         self._network: Links | Loopback | None = None
         self._port = _PORT
 
     def __enter__(self) -> Netlab:
         if self.mode == "loopback":
             self._network = Loopback(self.rates, delay=self.delay)
+            self.slows_machine = not self._network.private
         else:
             self._network = Links(self.rates, delay=self.delay, mode=self.mode)
         return self
@@ -114,8 +117,8 @@ class Netlab:
             if abilities().processes is None:
                 processes = self._network.keep_processes()
                 stack.callback(processes.close)
-            run = Run(self._network, self.nodes, listen)
-            stack.callback(run.kill)
+            run = Run(self._network, self.nodes, listen, noun="node" if per_node else "rank")
+            stack.callback(run.close)
             for rank in range(self.nodes if per_node else self.nodes * self.ranks_per_node):
                 node = rank if per_node else rank // self.ranks_per_node
                 variables = self._variables(rank, node, port, per_node=per_node)
