@@ -4,8 +4,8 @@ The synthetic set, from a seed:
 
 - categorical feature t has `num_rows[t]` values. Value k (from 0) is drawn with a probability proportional to
   ``(k + 1) ** -zipf``, and then renamed by a fixed random permutation, so that an id says nothing about its rank;
-- each value has a weight ~ N(0, 0.5) and a vector of 4 elements ~ N(0, 0.35); 13 dense features are ~ N(0, 1), and their
-  weights ~ N(0, 0.15);
+- each value has a weight ~ N(0, 0.5) and a vector of 4 elements ~ N(0, 0.35); 13 dense features are ~ N(0, 1), and
+  their weights ~ N(0, 0.15);
 - the click is 1 with probability ``sigmoid(s - 1)``, where s is the sum of the weights, of dense features times their
   weights, and of the products of all pairs of vectors, ``(|sum of vectors|^2 - sum of |vector|^2) / 2``.
 

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import nn
 
 import trimtab as tt
-from examples.clicks import NUM_DENSE, CriteoClicks, SyntheticClicks
+from examples.clicks import NUM_DENSE, Batch, CriteoClicks, SyntheticClicks
 
 NUM_ROWS = [4, 18, 105, 340, 1460, 5600, 10_000, 50_000]
 """Rows of the tables of the synthetic set."""
@@ -109,6 +109,26 @@ def average_gradients(model: nn.Module) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
+def make_optimizers(parts: Sequence[nn.Module], rate: float) -> list[torch.optim.Optimizer]:
+    """Return an optimizer for each part that has parameters: a rank may own no table."""
+    return [torch.optim.Adagrad(part.parameters(), lr=rate) for part in parts if any(True for _ in part.parameters())]
+
+
+def learn(model: DLRM, tables: DividedTables, optimizers: Sequence[torch.optim.Optimizer], batch: Batch) -> float:
+    """Take a step on the samples of this rank, and return their mean loss."""
+    logits = model(torch.from_numpy(batch.dense), tables(torch.from_numpy(batch.ids)))
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(batch.clicks))
+    loss.backward()
+    average_gradients(model)
+    for parameter in tables.parameters():  # gradients come from all ranks, and each has the mean over its own samples
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad / tables.size
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return loss.item()
+
+
 def area_under_curve(scores: np.ndarray, clicks: np.ndarray) -> float:
     """Return the chance that a click has a higher score than a sample without; equal scores count half."""
     _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
@@ -151,29 +171,14 @@ def train(options: argparse.Namespace) -> float:
     torch.manual_seed(options.seed)
     model = DLRM(len(clicks.num_rows), options.columns)
     tables = DividedTables(clicks.num_rows, options.columns, exchange, options.seed)
-    optimizers = [
-        torch.optim.Adagrad(part.parameters(), lr=options.rate)
-        for part in (model, tables)
-        if any(True for _ in part.parameters())
-    ]
+    optimizers = make_optimizers([model, tables], options.rate)
     seconds = []
     for step in range(options.steps):
         begin = time.perf_counter()
-        batch = clicks.batch("train", step * size + rank, options.samples)
-        logits = model(torch.from_numpy(batch.dense), tables(torch.from_numpy(batch.ids)))
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(batch.clicks))
-        loss.backward()
-        average_gradients(model)
-        for parameter in tables.parameters():  # the loss of a rank is the mean over its own samples
-            parameter.grad = parameter.grad / size if parameter.grad is not None else None
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        loss = learn(model, tables, optimizers, clicks.batch("train", step * size + rank, options.samples))
         seconds.append(time.perf_counter() - begin)
         if rank == 0 and (step + 1) % 50 == 0:
-            print(
-                f"step {step + 1}: loss {loss.item():.4f}, {1e3 * np.median(seconds[-50:]):.1f} ms a step", flush=True
-            )
+            print(f"step {step + 1}: loss {loss:.4f}, {1e3 * np.median(seconds[-50:]):.1f} ms a step", flush=True)
     area = evaluate(lambda dense, ids: model(dense, tables(ids)).sigmoid(), clicks, options.test_batches)
     if rank == 0:
         print(f"area under the curve {area:.5f}")

@@ -22,7 +22,9 @@ OWNERS, COLUMNS = [0, 2, 0, 1, 2], [16, 8, 3, 16, 32]
 
 def tables() -> list[torch.Tensor]:
     """All tables, as their owners have them."""
-    return [torch.randn(50, width, generator=torch.Generator().manual_seed(k)) * 0.05 for k, width in enumerate(COLUMNS)]
+    return [
+        torch.randn(50, width, generator=torch.Generator().manual_seed(k)) * 0.05 for k, width in enumerate(COLUMNS)
+    ]
 
 
 def wanted(rank: int, step: int) -> list[torch.Tensor]:
@@ -46,7 +48,7 @@ def owners() -> list[int]:
     return [owner % dist.get_world_size() for owner in OWNERS]
 
 
-def check(settings: EmbeddingExchange, limit, steps: int = 2, dtype=torch.float32, factor: float = 1.0):
+def check(settings: EmbeddingExchange, limit, steps: int = 2, dtype=torch.float32, slack: float = 0.0):
     """Check what comes, and what goes back, over some steps; return the exchange."""
     rank, size = dist.get_rank(), dist.get_world_size()
     attached = settings(owners(), COLUMNS, dtype=dtype)
@@ -55,7 +57,7 @@ def check(settings: EmbeddingExchange, limit, steps: int = 2, dtype=torch.float3
         received = exchange(attached, step, weights, dtype)
         meant = [table[ids] for table, ids in zip(tables(), wanted(rank, step), strict=True)]
         for t, (x, y) in enumerate(zip(meant, received, strict=True)):
-            x = x.to(dtype)
+            x, y = x.to(dtype), y.detach()
             assert x.shape == y.shape and y.dtype == dtype
             if limit(t, step) == 0 or owners()[t] == rank:
                 assert torch.equal(x, y), t
@@ -67,7 +69,7 @@ def check(settings: EmbeddingExchange, limit, steps: int = 2, dtype=torch.float3
             for other in range(size):
                 ids = wanted(other, step)[t]
                 expected.index_add_(0, ids, torch.full((ids.numel(), COLUMNS[t]), float(t + 1 + other)))
-            assert torch.allclose(weights[t].grad, expected, atol=1e-4 + 250 * factor), t
+            assert torch.allclose(weights[t].grad, expected, atol=1e-4 + slack * 40 * size), t
     assert attached.step == steps
     return attached
 
@@ -87,11 +89,18 @@ def values() -> None:
     check(EmbeddingExchange(bound=Abs(0.01), bandwidth=1e12), lambda t, step: 0)  # packing would not pay
     for encoder in ("exact", "unique", "entropy", "vector_lz", "dedup"):
         lossless = encoder in ("exact", "unique")
-        check(EmbeddingExchange(bound=Abs(0.01), encoder=encoder, **fast), lambda t, step, a=lossless: 0 if a else 0.01, 1)
+        check(
+            EmbeddingExchange(bound=Abs(0.01), encoder=encoder, **fast), lambda t, step, a=lossless: 0 if a else 0.01, 1
+        )
     check(EmbeddingExchange(bound=Abs(0.01), **fast), lambda t, step: 0.01, 1, torch.bfloat16)
-    check(EmbeddingExchange(bound=Abs(0.01), backward_bound=Abs(0.02), **fast), lambda t, step: 0.01, 2, factor=0.02)
+    check(EmbeddingExchange(bound=Abs(0.01), backward_bound=Abs(0.02), **fast), lambda t, step: 0.01, 2, slack=0.02)
     spans = [float(table.max() - table.min()) for table in tables()]
-    check(EmbeddingExchange(bound=Rel(0.01), backward_bound=Rel(1e-3), **fast), lambda t, step: 0.01 * spans[t], 2)
+    check(
+        EmbeddingExchange(bound=Rel(0.01), backward_bound=Rel(1e-3), **fast),
+        lambda t, step: 0.01 * spans[t],
+        2,
+        slack=1e-3,
+    )
     early = EmbeddingExchange(bound=Abs(0.005), early_factor=4, early_steps=3, every=2, schedule="linear", **fast)
     check(early, lambda t, step: 0.005 * max(4 - step, 1), 4)
     classes = EmbeddingExchange(bound=Abs(0.5), class_factors=(0.01, 1, 2), **fast)
@@ -101,7 +110,7 @@ def values() -> None:
 
 
 def modes() -> None:
-    """Evaluation counts no steps and keeps no graph; the exchange repeats to the last bit; the global RNG is let alone."""
+    """Evaluation counts no steps and keeps no graph; an exchange repeats to the last bit; the global RNG is let alone."""
     settings = EmbeddingExchange(bound=Abs(0.01), bandwidth=1e5)
     state = torch.get_rng_state()
     found = []
@@ -112,11 +121,12 @@ def modes() -> None:
         assert attached.step == 0 and not found[-1][0].requires_grad
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
     assert torch.equal(state, torch.get_rng_state())
+    nothing = [torch.zeros(0, COLUMNS[t]) for t in attached.own_tables]
     for wrong, error in (
         (lambda: EmbeddingExchange(bound=Abs(0.01))([7], 4), UsageError),
         (lambda: EmbeddingExchange(every=0), UsageError),
         (lambda: attached([torch.zeros(1, 1)], [[1]], []), ShapeError),
-        (lambda: attached([torch.zeros(0, COLUMNS[t]) for t in attached.own_tables], [[0]] * len(attached.own_tables), []), ShapeError),
+        (lambda: attached(nothing, [[0]] * len(nothing), []), ShapeError),
     ):
         try:
             wrong()
@@ -135,7 +145,7 @@ def settings_differ() -> None:
 
 
 def damage() -> None:
-    """A payload that is intact as a message but holds something else: `PayloadError` there, `PeerFailed` or a result elsewhere."""
+    """A payload that is intact as a message, but holds something else: `PayloadError` there, `PeerFailed` elsewhere."""
     attached = EmbeddingExchange(bound=Abs(0.01), bandwidth=1e5, latency=0.0)(owners(), COLUMNS)
     rank = dist.get_rank()
     pack = attached._ways["forward"].pack

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -34,7 +35,7 @@ def test_schedules(schedule):
     factors = [decay(schedule, step, 1000, 2) for step in range(1200)]
     assert factors[0] == 2
     assert factors[1000:] == [1] * 200
-    assert all(a >= b for a, b in zip(factors, factors[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors))
     half = {"step": 1.5, "linear": 1.5, "log": 2 - math.log(1 + 0.5 * (math.e - 1)), "constant": 2}[schedule]
     assert factors[500] == pytest.approx(half)
     assert len(set(factors)) == {"step": 11, "constant": 2}.get(schedule, 1001)

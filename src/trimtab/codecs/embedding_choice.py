@@ -56,7 +56,7 @@ def try_encoders(slices: Sequence[Slice], encoders: Iterable[Encoder]) -> dict[E
         for part in slices:
             held = {"unique": part.num_distinct, "dedup": part.num_distinct_codes}.get(encoder)
             held = part.num_distinct_codes if encoder == "vector_lz" else len(part.x) if held is None else held
-            seconds += predicted_seconds(encoder, *part.x.shape, held)
+            seconds += predicted_seconds(encoder, len(part.x), part.x.shape[1], held)
         trials[encoder] = Trial(num_bytes, sum(part.encode(encoder).size for part in slices), seconds)
     return trials
 

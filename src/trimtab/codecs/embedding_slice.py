@@ -23,9 +23,9 @@ rows_size   uint32  bytes of ``rows``; with 16 bits those of the low bytes, and 
 "exact" has all rows as they are, "entropy" packed codes of all rows (`trimtab.kernels.vectors`), as a byte section or,
 with 16 bits, as two. The others hold only some rows, and what every row of the matrix is:
 
-- "unique" and "dedup" have each different row once. ``index`` is a block of `trimtab.kernels.ans` with one row of tokens
-  (`trimtab.kernels.tokens`), a reference for every row; ``extra`` are the bits that these leave out. Rows are as they
-  are, or packed codes in byte sections.
+- "unique" and "dedup" have each different row once. ``index`` is a block of `trimtab.kernels.ans` with one row of
+  tokens (`trimtab.kernels.tokens`), a reference for every row; ``extra`` are the bits that these leave out. Rows are as
+  they are, or packed codes in byte sections.
 - "vector-LZ" has rows that do not stand among the 255 before. ``index`` has a bit for every step, lowest first, 1 for a
   match, ``extra`` the length and the offset of each match. Rows are packed codes, which no entropy coder touches; with
   16 bits both planes are in ``rows``.

@@ -123,8 +123,8 @@ class TableExchange:
     ) -> None:
         if len(owners) != len(columns) or not all(0 <= owner < topology.size for owner in owners) or min(columns) < 1:
             raise UsageError(
-                f"tables of owners {owners} with {columns} columns; expected a rank below {topology.size} and a positive "
-                "number of columns for each table"
+                f"tables of owners {owners} with {columns} columns; expected a rank below {topology.size} and a "
+                "positive number of columns for each table"
             )
         self.settings, self.topology, self.step = settings, topology, 0
         self._owners, self._columns, self._dtype = owners, columns, dtype
@@ -145,8 +145,8 @@ class TableExchange:
     ) -> list[torch.Tensor]:
         """Return for each table of all ranks the vectors [receive_rows[table], columns] that this rank asked for.
 
-        A collective, and so is its backward pass: all ranks call it in the same order, and use what it returns in a loss
-        on all of them or on none.
+        A collective, and so is its backward pass: all ranks call it in the same order, and use what it returns in a
+        loss on all of them or on none.
 
         Args:
             vectors: For each own table what was looked up, [rows, columns]: first the rows for rank 0, then for 1, ...
@@ -165,8 +165,8 @@ class TableExchange:
             raise ShapeError(f"vectors of {given} of own tables {own}; expected {expected} of {self._dtype}")
         if len(receive_rows) != len(self._owners) or any(len(rows) != self.topology.size for rows in send_rows):
             raise ShapeError(
-                f"{len(receive_rows)} numbers of rows to receive and {[len(rows) for rows in send_rows]} to send; expected "
-                f"one for each of {len(self._owners)} tables, and for each own table one for each of "
+                f"{len(receive_rows)} numbers of rows to receive and {[len(rows) for rows in send_rows]} to send; "
+                f"expected one for each of {len(self._owners)} tables, and for each own table one for each of "
                 f"{self.topology.size} ranks"
             )
         # the anchor makes the backward pass run on ranks that own no table, too
@@ -197,7 +197,7 @@ class TableExchange:
         outgoing: Sequence[tuple[int, int, torch.Tensor]],
         incoming: Sequence[tuple[int, int, torch.Tensor]],
     ) -> None:
-        """Send the matrices of `outgoing` (table, rank, matrix), and fill those of `incoming` from (table, rank, matrix)."""
+        """Send the matrices of `outgoing` (table, to rank, matrix), and fill those of `incoming` (table, from rank, ...)."""
         top, tables = self.topology, self._ways[way]
         for table, rank, x in outgoing:
             if rank == top.rank:
@@ -245,7 +245,7 @@ class _Swap(torch.autograd.Function):
     """The exchange forward, and that of gradients the other way."""
 
     @staticmethod
-    def forward(ctx, exchange, send_rows, receive_rows, anchor, *vectors):  # noqa: ANN001, ANN205, ARG004
+    def forward(ctx, exchange, send_rows, receive_rows, anchor, *vectors):
         ctx.exchange, ctx.send_rows, ctx.step = exchange, send_rows, exchange.step
         owners, columns = exchange._owners, exchange._columns
         device = vectors[0].device if vectors else exchange.topology.device
@@ -259,7 +259,7 @@ class _Swap(torch.autograd.Function):
         return tuple(received)
 
     @staticmethod
-    def backward(ctx, *gradients):  # noqa: ANN001, ANN205
+    def backward(ctx, *gradients):
         exchange = ctx.exchange
         found = [torch.empty(shape, dtype=exchange._dtype, device=device) for shape, device in ctx.like]
         incoming = _by_rank(exchange.own_tables, found, ctx.send_rows)

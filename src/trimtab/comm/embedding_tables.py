@@ -85,7 +85,7 @@ class Tables:
         return step % self._settings.every == 0 and not isinstance(self.bound, Lossless)
 
     def ranges(self, parts: Sequence[Part]) -> np.ndarray:
-        """Return what the ranks combine by a maximum: float64 [2, tables], the highest elements and the lowest, negated.
+        """Return what ranks combine by a maximum: float64 [2, tables], the highest elements and the lowest, negated.
 
         Elements that are not finite do not count.
         """
