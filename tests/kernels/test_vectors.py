@@ -39,11 +39,14 @@ def test_quantise(name, limit):
         x = FLOATS[name].astype(np.float32)
     found = []
     for vectors in twins():
-        codes, places = np.full(x.size, 99, np.int16), np.full(x.size, -1, np.int64)
+        codes, places = np.full(x.size, 99, np.int16), np.full(x.size + 1, -1, np.int64)
         low, high, num = vectors.quantise(x, *scale(limit), codes, places)
         found.append((low, high, num, codes.tolist(), places[:num].tolist()))
         if x.size:
             assert (codes.min(), codes.max()) == (low, high)
+        few = np.full(num // 2, -1, np.int64)
+        again = vectors.quantise(x, *scale(limit), codes.copy(), few)
+        assert again == (low, high, num) and few.tolist() == places[: num // 2].tolist()
         kept = np.delete(np.arange(x.size), places[:num])
         errors = np.abs(x[kept].astype(np.float64) - (codes[kept] * scale(limit)[1]).astype(np.float32))
         assert errors.size == 0 or errors.max() <= limit

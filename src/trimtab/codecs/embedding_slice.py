@@ -36,7 +36,7 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -164,11 +164,14 @@ class Slice:
         if not self.limit >= _SMALLEST or not self.x.size:
             return None
         limit, step, inverse = scale(self.limit)
-        # signalling NaN of the narrow dtypes only pass through
-        with np.errstate(invalid="ignore"):
-            x = self.x.astype(np.float32, copy=False).reshape(-1)
-        codes, places = np.empty(x.size, np.int16), np.empty(x.size, np.int64)
+        x = self.x.reshape(-1)
+        if self.dtype != "float32":
+            with np.errstate(invalid="ignore"):  # signalling NaN only pass through
+                x = x.astype(np.float32)
+        codes, places = np.empty(x.size, np.int16), np.empty(x.size // _MANY, np.int64)
         low, high, num = kernels.load("vectors").quantise(x, limit, step, inverse, codes, places)
+        if num > places.size:
+            return None
         places = places[:num]
         if self.dtype != "float32":
             places = np.union1d(places, _missed(x, codes, step, limit, self.x.dtype))
@@ -215,7 +218,7 @@ def decode_slice(payload: np.ndarray, out: np.ndarray) -> None:
         raise Corrupt(f"a slice of {num_rows} rows has {num_distinct} different ones and {num_exact} exact elements")
     if not -(2**16) <= low < 2**16 or not math.isfinite(step):
         raise Corrupt(f"a slice has codes from {low} in steps of {step}")
-    ends = np.cumsum([_HEAD.size, *sizes, rest]).tolist()
+    ends = [*itertools.accumulate([_HEAD.size, *sizes, rest])]
     index, extra, *rows = (payload[a:b] for a, b in itertools.pairwise(ends))
     numbers = _decode_numbers(encoder, index, extra, num_distinct, num_rows)
     direct = numbers is None and dtype == "float32"
@@ -244,6 +247,7 @@ def decode_slice(payload: np.ndarray, out: np.ndarray) -> None:
         out.reshape(-1)[places] = payload[at + 4 * num_exact :].copy().view(out.dtype)
 
 
+@lru_cache(64)
 def scale(limit: float) -> tuple[np.float32, np.float32, np.float32]:
     """Return the limit in float32, the step and its inverse.
 

@@ -72,7 +72,8 @@ def quantise(x, limit, step, inverse, codes, places):
                 code = i32(q[k] - i32(_MAGIC_BITS))
                 kept = abs(v[k] - f32(f32(code) * step)) <= limit and code >= i32(-_MAX_CODE) and code <= i32(_MAX_CODE)
                 if not kept:
-                    places[num_places] = o + k
+                    if num_places < places.size:
+                        places[num_places] = o + k
                     num_places += 1
     return (np.int64(low), np.int64(high), num_places) if x.size > 0 else (0, 0, 0)
 
