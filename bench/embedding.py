@@ -1,8 +1,8 @@
 """Looked-up vectors of a recommender on their way between ranks: bytes, quality, speed, choice, and seconds a step.
 
-Synthetic clicks throughout (`examples.clicks`). Training runs and timed steps are those of `bench.embedding_runs`, which
-makes what is missing. Ratios count the vectors alone: the ids that are asked for are the same in all ways. "int8" is the
-strong peer: each id is asked for once, and its vector sent in 8 bits an element with two float16.
+Synthetic clicks throughout (`examples.clicks`). Training runs and timed steps are those of `bench.embedding_runs`,
+which makes what is missing. Ratios count the vectors alone: the ids that are asked for are the same in all ways. "int8"
+is the strong peer: each id is asked for once, and its vector sent in 8 bits an element with two float16.
 """
 
 from __future__ import annotations

@@ -2,23 +2,21 @@
 
 A payload, little-endian: a head of 40 bytes, then the sections ``index``, ``extra`` and ``rows``, then the places
 (uint32, ascending, in C order) and the values (in the dtype of the matrix) of elements that are kept exactly. A byte
-section that is as long as what it holds is that; a shorter one is a block of `trimtab.kernels.huffman`.
+section that is as long as what it holds is that; a shorter one is a block of `trimtab.kernels.huffman`. The head::
 
-=========== ======= ====================================================================================
-encoder     uint8   0 exact, 1 unique, 2 entropy, 3 vector-LZ, 4 dedup
-dtype       uint8   0 float32, 1 float16, 2 bfloat16
-bits        uint8   of a packed code: 0, 1, 2, 4, 8 or 16
-zero        uint8
-step        float32 a code q stands for ``(q + low) * step`` in float32, rounded to the dtype
-low         int32
-rows        uint32  of the matrix
-columns     uint32
-distinct    uint32  rows that ``rows`` holds
-exact       uint32  elements kept exactly
-index_size  uint32  bytes of ``index``
-extra_size  uint32  bytes of ``extra``
-rows_size   uint32  bytes of ``rows``; with 16 bits those of the low bytes, and the high bytes take what is left
-=========== ======= ====================================================================================
+    encoder     uint8   0 exact, 1 unique, 2 entropy, 3 vector-LZ, 4 dedup
+    dtype       uint8   0 float32, 1 float16, 2 bfloat16
+    bits        uint8   of a packed code: 0, 1, 2, 4, 8 or 16
+    zero        uint8
+    step        float32 a code q stands for (q + low) * step in float32, rounded to the dtype
+    low         int32
+    rows        uint32  of the matrix
+    columns     uint32
+    distinct    uint32  rows that rows holds
+    exact       uint32  elements kept exactly
+    index_size  uint32  bytes of index
+    extra_size  uint32  bytes of extra
+    rows_size   uint32  bytes of rows; with 16 bits those of the low bytes, and the high bytes take what is left
 
 "exact" has all rows as they are, "entropy" packed codes of all rows (`trimtab.kernels.vectors`), as a byte section or,
 with 16 bits, as two. The others hold only some rows, and what every row of the matrix is:
