@@ -38,6 +38,8 @@ LAYOUTS = {
     "aesz: models": "trimtab.codecs.autoencoder",
     "gwlz": "trimtab.codecs.gwlz",
     "sparse": "trimtab.codecs.sparse",
+    "embedding": "trimtab.codecs.embedding",
+    "embedding: slices": "trimtab.codecs.embedding_slice",
 }
 """Heading -> the module whose docstring describes the bytes of a codec, or of a part of it."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from tests.networks import pooling
 from tests.samples import special
 from trimtab.bounds import PSNR, Abs, Bound, Lossless, PointwiseRel, Rel
-from trimtab.codecs import ENEC, GWLZ, SZ, Codec, Raw, Sparse
+from trimtab.codecs import ENEC, GWLZ, SZ, Codec, Embedding, Raw, Sparse
 from trimtab.dtypes import FLOATS, INTEGERS, NAMES, numpy_dtype
 
 Case = tuple[np.ndarray, Bound, Codec]
@@ -203,6 +203,24 @@ def sparse() -> dict[str, Case]:
     return {name: (x, bound, Sparse()) for name, (x, bound) in cases.items()}
 
 
+def embedding() -> dict[str, Case]:
+    def looked_up(name: str, steps: int) -> np.ndarray:
+        table = (noise(40 * 12) * steps / 2**14).astype(np.float32).reshape(40, 12)
+        return table[abs(noise(150, 3)) ** 2 // 2000 % 40].astype(numpy_dtype(name))
+
+    cases = {}
+    for encoder in ("exact", "unique", "entropy", "vector_lz", "dedup"):
+        for name in ("float32", "float16", "bfloat16"):
+            cases[f"{encoder} {name}"] = (with_specials(looked_up(name, 8)), Abs(0.02), Embedding(encoder=encoder))
+        for steps in (0, 1, 3, 200, 20_000):
+            cases[f"{encoder} {steps}"] = (looked_up("float32", steps), Abs(0.02), Embedding(encoder=encoder))
+    cases["relative"] = (looked_up("float32", 8), Rel(0.01), Embedding())
+    cases["lossless"] = (looked_up("float32", 8), Lossless(), Embedding())
+    cases["one axis"] = (looked_up("float32", 8).reshape(-1), Abs(0.02), Embedding())
+    cases["two slices"] = (np.tile(looked_up("float32", 8), (600, 1)), Abs(0.02), Embedding())
+    return cases
+
+
 FILES: dict[str, Callable[[], dict[str, Case]]] = {
     "raw": raw,
     "enec": enec,
@@ -215,4 +233,5 @@ FILES: dict[str, Callable[[], dict[str, Case]]] = {
     "aesz": aesz,
     "gwlz": gwlz,
     "sparse": sparse,
+    "embedding": embedding,
 }

@@ -2,10 +2,11 @@
 
 from trimtab.codecs.aesz import AESZ
 from trimtab.codecs.codec import Codec, codec_ids, make_codec
+from trimtab.codecs.embedding import Embedding
 from trimtab.codecs.enec import ENEC
 from trimtab.codecs.gwlz import GWLZ
 from trimtab.codecs.raw import Raw
 from trimtab.codecs.sparse import Sparse
 from trimtab.codecs.sz import SZ
 
-__all__ = ["AESZ", "ENEC", "GWLZ", "SZ", "Codec", "Raw", "Sparse", "codec_ids", "make_codec"]
+__all__ = ["AESZ", "ENEC", "GWLZ", "SZ", "Codec", "Embedding", "Raw", "Sparse", "codec_ids", "make_codec"]

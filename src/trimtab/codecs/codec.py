@@ -38,6 +38,7 @@ _CLASSES = {
     "aesz": "trimtab.codecs.aesz:AESZ",
     "gwlz": "trimtab.codecs.gwlz:GWLZ",
     "sparse": "trimtab.codecs.sparse:Sparse",
+    "embedding": "trimtab.codecs.embedding:Embedding",
 }
 
 

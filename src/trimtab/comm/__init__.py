@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "EmbeddingExchange": "embedding",
     "Exact": "sdp4bit",
     "Exchange": "exchange",
     "Layout": "format",
@@ -24,6 +25,7 @@ _HOMES = {
 __all__ = [*_HOMES]  # noqa: PLE0604 (the names are texts)
 
 if TYPE_CHECKING:
+    from trimtab.comm.embedding import EmbeddingExchange as EmbeddingExchange
     from trimtab.comm.exchange import Exchange as Exchange
     from trimtab.comm.format import Layout as Layout
     from trimtab.comm.format import Noise as Noise

@@ -194,14 +194,20 @@ class Exchange:
             x.copy_(padded[: layout.num])
 
     def all_to_all(
-        self, payloads: Sequence[torch.Tensor], *, max_bytes: int = 1 << 40, exact: int = 0
+        self,
+        payloads: Sequence[torch.Tensor],
+        *,
+        sizes: Sequence[int] | None = None,
+        max_bytes: int = 1 << 40,
+        exact: int = 0,
     ) -> list[torch.Tensor]:
         """Send payload k (flat uint8, of any size) to rank k, and return what came from each rank.
 
-        Sizes are exchanged first.
+        Sizes are exchanged first, unless all ranks know them.
 
         Args:
             payloads: One for each rank, this one included.
+            sizes: The bytes that come from each rank; given on all ranks or on none.
             max_bytes: Of all that one rank may send to this one; more is refused before memory is taken for it.
             exact: What the meter counts as the bytes of an exact exchange.
 
@@ -216,19 +222,14 @@ class Exchange:
             return [payloads[0]]
         with top.failures.telling():
             device = payloads[0].device
-            sizes = [payload.numel() for payload in payloads]
-            words = self._buffer("sizes", (top.size, message_bytes(8)), payloads[0])
-            for row, size in zip(words, sizes, strict=True):
-                _payload(row, 8).copy_(torch.from_numpy(np.array([size], "<u8").view(np.uint8)))
-            received = self._all_to_all(words, 8, top.group, range(top.size))
-            found = received.cpu().numpy().copy().view("<u8").reshape(-1).tolist()
+            found = self._swap_sizes(payloads) if sizes is None else list(sizes)
             for rank, size in enumerate(found):
                 if size > max_bytes:
                     raise PayloadError(
                         f"rank {top.global_ranks[rank]} announces a payload of {size} bytes;"
                         f" expected at most {max_bytes}"
                     )
-            sends = [message_bytes(size) for size in sizes]
+            sends = [message_bytes(payload.numel()) for payload in payloads]
             outgoing = self._buffer("sends", (sum(sends),), payloads[0])
             sequence = self._next()
             for message, payload in zip(outgoing.split(sends), payloads, strict=True):
@@ -246,6 +247,15 @@ class Exchange:
             near = sum(sends[rank] for rank in top.members[top.node_index] if rank != top.rank)
             self.meter.add("all_to_all", exact=exact, inter=sent - near, intra=near)
             return opened
+
+    def _swap_sizes(self, payloads: Sequence[torch.Tensor]) -> list[int]:
+        """Tell each rank the size of its payload, and return the sizes of those that will come."""
+        top = self.topology
+        words = self._buffer("sizes", (top.size, message_bytes(8)), payloads[0])
+        for row, payload in zip(words, payloads, strict=True):
+            _payload(row, 8).copy_(torch.from_numpy(np.array([payload.numel()], "<u8").view(np.uint8)))
+        received = self._all_to_all(words, 8, top.group, range(top.size))
+        return received.cpu().numpy().copy().view("<u8").reshape(-1).tolist()
 
     def payload(self, num_bytes: int, device: torch.device) -> torch.Tensor:
         """Return the memory (uint8) where the next payload for `gather` is to be written."""

@@ -1,0 +1,1 @@
+"""Looked-up vectors: quantised under an error bound, told apart by rows, and packed to few bits an element."""
