@@ -64,3 +64,19 @@ class NoFeasibleChoice(TrimtabError, RuntimeError):
 
 class BoundViolated(TrimtabError, RuntimeError):
     """A codec could not keep its promise. This is a bug of trimtab: please report it."""
+
+
+class CommError(TrimtabError, RuntimeError):
+    """A compressed collective failed. Its process groups are out of step: start again from the last checkpoint."""
+
+
+class PayloadError(CommError):
+    """A received payload has a wrong size, header or checksum; the message names its sender."""
+
+
+class PeerFailed(CommError):
+    """Another rank died, timed out, or reported its own failure, which the message repeats."""
+
+
+class SettingsDiffer(CommError):
+    """The ranks were set up differently."""

@@ -13,6 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 _WORD, _HALF_WORD, _QUARTER_WORD, _BYTE = ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.IntType(8)
+_FLOAT = ir.FloatType()
 
 
 @intrinsic
@@ -32,6 +33,17 @@ def load16(typingctx, address):
 
     def codegen(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], _QUARTER_WORD.as_pointer())
+        return builder.zext(_little_endian(builder, builder.load(pointer, align=1)), _WORD)
+
+    return types.uint64(types.uintp), codegen
+
+
+@intrinsic
+def load32(typingctx, address):
+    """Read 4 bytes at any address."""
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], _HALF_WORD.as_pointer())
         return builder.zext(_little_endian(builder, builder.load(pointer, align=1)), _WORD)
 
     return types.uint64(types.uintp), codegen
@@ -89,6 +101,58 @@ def shift_right32(typingctx, value, count):
         return builder.ashr(args[0], args[1])
 
     return types.int32(types.int32, types.int32), codegen
+
+
+@intrinsic
+def bits32(typingctx, value):
+    """Return the bits of a float32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], _HALF_WORD)
+
+    return types.int32(types.float32), codegen
+
+
+@intrinsic
+def float32_of(typingctx, bits):
+    """Return the float32 that has these bits."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], _FLOAT)
+
+    return types.float32(types.int32), codegen
+
+
+@intrinsic
+def widened(typingctx, element):
+    """Return a float32, or the bfloat16 whose bits are a uint16, as a float32."""
+    if element == types.float32:
+        return types.float32(types.float32), lambda context, builder, signature, args: args[0]
+
+    def codegen(context, builder, signature, args):
+        bits = builder.shl(builder.zext(args[0], _HALF_WORD), _HALF_WORD(16))
+        return builder.bitcast(bits, _FLOAT)
+
+    return types.float32(types.uint16), codegen
+
+
+@intrinsic
+def rounded_like(typingctx, element, value):
+    """Return a float32 as an element of the type of `element`, which is float32 or uint16.
+
+    The latter gets the bits of the nearest bfloat16, ties to even; NaN become 0x7fc0.
+    """
+    if element == types.float32:
+        return types.float32(types.float32, types.float32), lambda context, builder, signature, args: args[1]
+
+    def codegen(context, builder, signature, args):
+        bits = builder.bitcast(args[1], _HALF_WORD)
+        odd = builder.and_(builder.lshr(bits, _HALF_WORD(16)), _HALF_WORD(1))
+        rounded = builder.lshr(builder.add(bits, builder.add(odd, _HALF_WORD(0x7FFF))), _HALF_WORD(16))
+        is_nan = builder.fcmp_unordered("uno", args[1], args[1])
+        return builder.trunc(builder.select(is_nan, _HALF_WORD(0x7FC0), rounded), _QUARTER_WORD)
+
+    return types.uint16(types.uint16, types.float32), codegen
 
 
 @intrinsic

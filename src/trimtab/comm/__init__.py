@@ -1,0 +1,38 @@
+"""Training that waits for the network: collectives that send a fraction of the bytes, on torch.distributed as it is.
+
+Importing this package loads no PyTorch; using one of its names does.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "Exchange": "exchange",
+    "Layout": "format",
+    "Meter": "meter",
+    "Noise": "format",
+    "Topology": "topology",
+}
+
+__all__ = [*_HOMES]  # noqa: PLE0604 (the names are texts)
+
+if TYPE_CHECKING:
+    from trimtab.comm.exchange import Exchange as Exchange
+    from trimtab.comm.format import Layout as Layout
+    from trimtab.comm.format import Noise as Noise
+    from trimtab.comm.meter import Meter as Meter
+    from trimtab.comm.topology import Topology as Topology
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'trimtab.comm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"trimtab.comm.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""Walsh-Hadamard transforms of short blocks of float32."""

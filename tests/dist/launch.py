@@ -1,0 +1,65 @@
+"""Starts the ranks of a test: real processes that talk over the loopback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+__all__ = ["run_ranks"]
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_ranks(
+    module: str, num_ranks: int, *arguments: str, folder: Path, timeout: float = 120, died: tuple[int, ...] = ()
+) -> list[str]:
+    """Run ``python -m module arguments...`` in `num_ranks` processes and return what they said.
+
+    Args:
+        module: What runs in each, by RANK and WORLD_SIZE.
+        num_ranks: How many.
+        arguments: For the command line.
+        folder: Where logs, and whatever the ranks share, may lie.
+        timeout: Seconds until they must have ended.
+        died: The ranks that are expected to end by a signal or an error.
+
+    Raises:
+        AssertionError: a rank failed that should not have, or the other way round; with what all said.
+    """
+    shared = {
+        "WORLD_SIZE": str(num_ranks),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    logs = [folder / f"{'-'.join(arguments) or 'run'}-{rank}.log".replace("/", "_") for rank in range(num_ranks)]
+    processes: list[subprocess.Popen] = []
+    try:
+        for rank, log in enumerate(logs):
+            with log.open("w") as file:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", module, *arguments],
+                        cwd=ROOT,
+                        env={**os.environ, **shared, "RANK": str(rank)},
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        end = time.monotonic() + timeout
+        codes: list[int | str] = []
+        for process in processes:
+            try:
+                codes.append(process.wait(timeout=max(end - time.monotonic(), 0)))
+            except subprocess.TimeoutExpired:
+                codes.append("hung")
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    said = [log.read_text() for log in logs]
+    assert all((code != 0) == (rank in died) for rank, code in enumerate(codes)), f"codes {codes}\n" + "\n".join(said)
+    return said
