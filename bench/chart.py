@@ -13,8 +13,8 @@ from functools import partial
 from html import escape
 from pathlib import Path
 
-from bench import aesz, curves, frontier
-from bench.tables import AESZ_CHART, ASSETS, DEEPSZ_CHART, GIVEN, RATE_DISTORTION_CHART, records
+from bench import aesz, curves, frontier, sharded_chart
+from bench.tables import AESZ_CHART, ASSETS, DEEPSZ_CHART, GIVEN, RATE_DISTORTION_CHART, SHARDED_CHART, records
 from trimtab.errors import UsageError
 from trimtab.records import Record
 
@@ -103,6 +103,7 @@ CHARTS: dict[Path, tuple[str, Callable[[Record], str]]] = {
     RATE_DISTORTION_CHART: ("rate_distortion", curves.draw),
     AESZ_CHART: ("aesz", partial(curves.draw, names=aesz.DRAWN, title=aesz.TITLE)),
     DEEPSZ_CHART: ("deepsz", frontier.draw),
+    SHARDED_CHART: ("sharded", sharded_chart.draw),
 }
 """File -> the record that it shows, and what draws it."""
 

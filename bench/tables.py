@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.records import Record
+from trimtab.records import Metric, Record
 
 RESULTS = Path(__file__).parent / "results"
 ASSETS = Path(__file__).parent.parent / "docs" / "assets"
 RATE_DISTORTION_CHART = ASSETS / "rate-distortion.svg"
 AESZ_CHART = ASSETS / "aesz.svg"
 DEEPSZ_CHART = ASSETS / "deepsz.svg"
+SHARDED_CHART = ASSETS / "sharded.svg"
 
 GIVEN = "trimtab ENEC, given outputs"
 """The contender that decodes into arrays which exist: shown, but not ranked with those that allocate."""
@@ -360,6 +361,59 @@ def _decode_line(record: Record) -> str:
     return "\n".join(f"{key.removesuffix('/decode')}: decoded at {m.value:.0f} MB/s." for key, m in found)
 
 
+def sharded_tables(record: Record) -> str:
+    """Return the losses beside the paper's, and for each way what it sends and how long a step takes at each rate."""
+    shape, plan, rates = record.architecture, record.optimization, record.inference["rates"]
+    chart = f"![Loss by step, and seconds a step by rate](assets/{SHARDED_CHART.name})"
+    step_heads = [head for rate in rates for head in (f"seconds a step, {rate}/s", "over SDP4Bit's")]
+    return "\n\n".join(
+        [
+            *([chart] if SHARDED_CHART.exists() else []),
+            f"A GPT of {shape['num_parameters'] / 1e6:.2f} million parameters on {shape['nodes']} nodes of "
+            f"{shape['ranks_per_node']} ranks, {plan['steps']} steps of {plan['tokens_a_step']} bytes of the "
+            f"{record.data['text']}.",
+            f"**Validation loss**, in nats a byte, the mean of {plan['seeds']} seeds with the least and the largest; "
+            "beside it the paper's Table 1: GPTs on the Pile, 80,000 steps, in nats a token",
+            _sharded_losses(record),
+            "**Bytes and seconds**: bytes are counted at the interface between the nodes; each way takes turns with "
+            "SDP4Bit, and ratios are of turns",
+            markdown(["", "sent by a node, MB a step", "over SDP4Bit's", *step_heads], _sharded_steps(record, rates)),
+            "\n".join(f"- {way}: {note}" for way, note in record.encoding["contenders"].items()),
+        ]
+    )
+
+
+def _sharded_losses(record: Record) -> str:
+    paper = record.data["paper"]
+    rows = []
+    for way in record.data["curves"]:
+        loss, over = (record.metrics.get(f"{what}/{way}") for what in ("loss", "over_exact"))
+        theirs = [
+            f"{losses[way]:.4f} ({losses[way] / losses['stock'] - 1:+.2%})" if way in losses else "-"
+            for losses in paper.values()
+        ]
+        rows.append([way, f"{loss.value:.4f} ({loss.low:.4f}-{loss.high:.4f})", _signed(over), *theirs])
+    return markdown(["", "loss", "over the exact one's", *(f"paper, {size}" for size in paper)], rows)
+
+
+def _signed(over: Metric | None) -> str:
+    return "-" if over is None else f"{over.value:+.2f} % ({over.low:+.2f} to {over.high:+.2f})"
+
+
+def _sharded_steps(record: Record, rates: Sequence[str]) -> Iterator[list[str]]:
+    """Yield a row a way; a dash where it was not measured, and where it is SDP4Bit itself."""
+    for way in record.encoding["contenders"]:
+        keys = [f"sent/{way}", f"sent/{way}/times"]
+        keys += [f"{rate}/{way}/{what}" for rate in rates for what in ("seconds", "times")]
+        found = [record.metrics.get(key) for key in keys]
+        if any(found):
+            yield [way, *("-" if m is None else _spread(m) if m.unit == "x" else f"{m.value:.3g}" for m in found)]
+
+
+def _spread(metric: Metric) -> str:
+    return f"{metric.value:.2f}x ({metric.low:.2f}-{metric.high:.2f})"
+
+
 def scaling_table(record: Record) -> str:
     """Return what the second thread brings, a row an array."""
     heads, rows = [""], [[subject] for subject in record.data]
@@ -457,6 +511,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "transfer": ("Parameters of another model", transfer_tables),
     "startup": ("Start-up", startup_table),
     "deepsz": ("Pruned networks within an accuracy budget", deepsz_tables),
+    "sharded": ("Sharded training over a slow link", sharded_tables),
     "gpu": ("On a GPU", gpu_table),
 }
 """Benchmark -> title of its section, and its tables."""

@@ -29,7 +29,7 @@ _HOMES = {
     "load": "store",
     "save": "store",
 }
-_MODULES = ("bounds", "codecs", "compact", "errors", "tune")
+_MODULES = ("bounds", "codecs", "comm", "compact", "errors", "tune")
 _ADAPTERS = ("dcp", "hf", "numcodecs", "zarr")  # each needs another library, so `import *` leaves them out
 
 __all__ = [*_HOMES, *_MODULES]  # noqa: PLE0604 (the names are texts)
@@ -37,6 +37,7 @@ __all__ = [*_HOMES, *_MODULES]  # noqa: PLE0604 (the names are texts)
 if TYPE_CHECKING:
     from trimtab import bounds as bounds
     from trimtab import codecs as codecs
+    from trimtab import comm as comm
     from trimtab import compact as compact
     from trimtab import dcp as dcp
     from trimtab import errors as errors

@@ -80,3 +80,7 @@ class PeerFailed(CommError):
 
 class SettingsDiffer(CommError):
     """The ranks were set up differently."""
+
+
+class NetlabUnavailable(CommError):
+    """This machine does not allow what a laboratory of slow links needs."""

@@ -11,6 +11,12 @@ _HOMES = {
     "Layout": "format",
     "Meter": "meter",
     "Noise": "format",
+    "PipelineReceive": "pipeline",
+    "PipelineSend": "pipeline",
+    "TacoColwise": "tensor_parallel",
+    "TacoRowwise": "tensor_parallel",
+    "TacoSequenceParallel": "tensor_parallel",
+    "TacoShared": "tensor_parallel",
     "Topology": "topology",
 }
 
@@ -21,6 +27,12 @@ if TYPE_CHECKING:
     from trimtab.comm.format import Layout as Layout
     from trimtab.comm.format import Noise as Noise
     from trimtab.comm.meter import Meter as Meter
+    from trimtab.comm.pipeline import PipelineReceive as PipelineReceive
+    from trimtab.comm.pipeline import PipelineSend as PipelineSend
+    from trimtab.comm.tensor_parallel import TacoColwise as TacoColwise
+    from trimtab.comm.tensor_parallel import TacoRowwise as TacoRowwise
+    from trimtab.comm.tensor_parallel import TacoSequenceParallel as TacoSequenceParallel
+    from trimtab.comm.tensor_parallel import TacoShared as TacoShared
     from trimtab.comm.topology import Topology as Topology
 
 
