@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bench import gpt
 from bench.sharded_runs import NUM_WARM_UP, SCALES, Scale
-from bench.sharded_ways import WAYS, Setup
+from bench.sharded_ways import WAYS
 from trimtab.comm import counters
 
 NUM_CURVE_POINTS = 10
@@ -34,8 +34,8 @@ class Trainer:
         self.scale, self.seed = scale, seed
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.text = gpt.library()
-        self.model = WAYS[way].make(gpt.make(scale.size, seed), Setup(seed, scale.min_numel))
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
+        self.model = WAYS[way].make(gpt.make(scale.size, seed), seed)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
         self.num_steps = 0
 
     def step(self) -> Tensor:

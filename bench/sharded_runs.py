@@ -41,8 +41,6 @@ class Scale:
     """Sequences of the validation text for the points of a curve."""
     num_held_out: int
     """Sequences of the validation text for the loss that counts."""
-    min_numel: int
-    """Elements of the smallest parameter that is quantised."""
 
 
 SCALES = {
@@ -54,7 +52,6 @@ SCALES = {
         seeds=3,
         num_curve_rows=64,
         num_held_out=1024,
-        min_numel=65536,
     ),
     "small": Scale(
         size=SIZES["small"],
@@ -64,7 +61,6 @@ SCALES = {
         seeds=1,
         num_curve_rows=16,
         num_held_out=64,
-        min_numel=4096,
     ),
 }
 """Name -> scale: of the claims, and of a quick check."""

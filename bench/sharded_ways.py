@@ -4,42 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
+import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
 from torch.nn.parallel import DistributedDataParallel
 from trimtab.codecs.sdp4bit import Groups
-from trimtab.codecs.wire import WireCodec
-from trimtab.comm.exchange import Exchange
-from trimtab.comm.format import Layout, Noise
+from trimtab.comm.fsdp import AllGather, ReduceScatter
+from trimtab.comm.sharded import Sharded
 from trimtab.comm.topology import Topology, all_gather_bytes
 
 from bench.gpt import GPT
 
+WEIGHTS_4, WEIGHTS_8 = Groups(bits=4, group=2048), Groups(bits=8, group=2048, stochastic=False)
+NEAREST_4 = Groups(bits=4, group=128, stochastic=False)
 PRECISION = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What all ways are told."""
-
-    seed: int
-    min_numel: int
-    """Parameters with fewer elements are sent exactly, in all ways that quantise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
     """A way to train: what makes a model of this rank's part of it, and what a reader should know."""
 
-    make: Callable[[GPT, Setup], nn.Module]
-    """Of a model whose weights are the same on all ranks."""
+    make: Callable[[GPT, int], nn.Module]
+    """Of a model whose weights are the same on all ranks, and a seed."""
     note: str
 
 
@@ -106,33 +97,6 @@ class TwoLevelGather(_Allocating, AllGather):
         rows.copy_(near.transpose(0, 1))
 
 
-class PackedGather(_Allocating, AllGather):
-    """Weights quantised as they are, with no memory of what was sent before."""
-
-    def __init__(self, exchange: Exchange, codec: WireCodec, layout: Layout, noise: Noise) -> None:
-        self.exchange, self.codec, self.layout, self.noise = exchange, codec, layout, noise
-
-    def __call__(
-        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
-    ) -> None:
-        self.noise = self.noise._replace(step=self.noise.step + 1)
-        self.exchange.all_gather(output_tensor, input_tensor, self.codec, layout=self.layout, noise=self.noise)
-
-
-class PackedScatter(_Allocating, ReduceScatter):
-    """Gradients quantised, with other settings inside the node than between nodes."""
-
-    def __init__(self, exchange: Exchange, codecs: tuple[WireCodec, WireCodec], layout: Layout, noise: Noise) -> None:
-        self.exchange, self.codecs, self.layout, self.noise = exchange, codecs, layout, noise
-
-    def __call__(
-        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
-    ) -> None:
-        self.noise = self.noise._replace(step=self.noise.step + 1)
-        options = {"layout": self.layout, "noise": self.noise, "scale": _scale(op, group.size())}
-        self.exchange.reduce_scatter(output_tensor, input_tensor, self.codecs, **options)
-
-
 def _scale(op: Any, size: int) -> float:
     if op == dist.ReduceOp.AVG:
         return 1 / size
@@ -140,13 +104,13 @@ def _scale(op: Any, size: int) -> float:
     return 1.0
 
 
-def _exact_flat(model: GPT, _setup: Setup) -> nn.Module:
+def _exact_flat(model: GPT, _seed: int) -> nn.Module:
     for module in _units(shard(model)):
         module.set_custom_reduce_scatter(FlatScatter())
     return model
 
 
-def _exact_two_level(model: GPT, _setup: Setup) -> nn.Module:
+def _exact_two_level(model: GPT, _seed: int) -> nn.Module:
     topology = Topology()
     for module in _units(shard(model)):
         module.set_custom_all_gather(TwoLevelGather(topology))
@@ -158,36 +122,12 @@ def _units(model: GPT) -> list[Any]:
     return [*model.blocks, model]
 
 
-def _layout(unit: nn.Module, is_root: bool, world_size: int, min_numel: int) -> Layout:
-    """Return how this rank's part of a unit's parameters lies in memory; small ones stay exact, as in SDP4Bit."""
-    parameters = list(unit.parameters(recurse=not is_root))
-    if is_root:
-        parameters = [p for name, p in unit.named_parameters() if not name.startswith("blocks.")]
-    lengths = [parameter.numel() // world_size for parameter in parameters]
-    return Layout.of_lengths(lengths, [parameter.numel() < min_numel for parameter in parameters])
+def _sharded(settings: Sharded) -> Callable[[GPT, int], nn.Module]:
+    def make(model: GPT, seed: int) -> nn.Module:
+        msgspec.structs.replace(settings, seed=seed)(shard(model))
+        return model
 
-
-def _packed(
-    model: GPT,
-    setup: Setup,
-    *,
-    weights: WireCodec | None = None,
-    gradients: tuple[WireCodec, WireCodec] | None = None,
-    flat_gather: bool = False,
-) -> nn.Module:
-    """Shard, and quantise weights as they are, gradients, or both."""
-    topology = Topology()
-    gathering = topology.flat() if flat_gather else topology
-    for bucket, unit in enumerate(_units(shard(model))):
-        layout, noise = (
-            _layout(unit, unit is model, topology.size, setup.min_numel),
-            Noise(setup.seed, topology.rank, 0, bucket),
-        )
-        if weights is not None:
-            unit.set_custom_all_gather(PackedGather(Exchange(gathering), weights, layout, noise))
-        if gradients is not None:
-            unit.set_custom_reduce_scatter(PackedScatter(Exchange(topology), gradients, layout, noise))
-    return model
+    return make
 
 
 class Half(nn.Module):
@@ -202,22 +142,20 @@ class Half(nn.Module):
             return self.model(tokens)
 
 
-def _fp16_hook(model: GPT, _setup: Setup) -> nn.Module:
+def _fp16_hook(model: GPT, _seed: int) -> nn.Module:
     replicated = DistributedDataParallel(Half(model))
     replicated.register_comm_hook(None, default_hooks.fp16_compress_hook)
     return replicated
 
 
-def _power_sgd(model: GPT, setup: Setup) -> nn.Module:
+def _power_sgd(model: GPT, seed: int) -> nn.Module:
     replicated = DistributedDataParallel(Half(model), bucket_cap_mb=1000)  # several buckets hang on gloo
-    state = powerSGD_hook.PowerSGDState(
-        None, matrix_approximation_rank=4, start_powerSGD_iter=2, random_seed=setup.seed
-    )
+    state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2, random_seed=seed)
     replicated.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
     return replicated
 
 
-def _ddp(model: GPT, _setup: Setup) -> nn.Module:
+def _ddp(model: GPT, _seed: int) -> nn.Module:
     return DistributedDataParallel(Half(model))
 
 
@@ -231,21 +169,23 @@ WAYS = {
     "DDP": Way(_ddp, "DistributedDataParallel, autocast to bfloat16, float32 all-reduce"),
     "DDP, fp16 hook": Way(_fp16_hook, "the same with fp16_compress_hook"),
     "DDP, PowerSGD": Way(_power_sgd, "the same with powerSGD_hook of rank 4, in one bucket: several hang on gloo"),
-    "qW": Way(
-        partial(_packed, weights=Groups(bits=4, group=2048)), "weights quantised directly to 4 bits in groups of 2048"
-    ),
     "ZeRO++-style": Way(
-        partial(
-            _packed,
-            weights=Groups(bits=8, group=2048, stochastic=False),
-            gradients=(Groups(bits=4, group=128, stochastic=False),) * 2,
-            flat_gather=True,
-        ),
+        _sharded(Sharded(weights=WEIGHTS_8, differences=False, gradients=(NEAREST_4, NEAREST_4), levels=(1, 2))),
         "our harness set as ZeRO++: weights directly to 8 bits, flat gather, gradients to 4 bits in two levels",
     ),
+    "qW": Way(_sharded(Sharded(weights=WEIGHTS_4, differences=False)), "weights directly to 4 bits; gradients exact"),
+    "qWD": Way(_sharded(Sharded(weights=WEIGHTS_4)), "differences of weights to 4 bits; gradients exact"),
     "TLq": Way(
-        partial(_packed, gradients=(Groups(bits=8, group=128), Groups(bits=4, group=128))),
-        "gradients in 8 bits inside nodes, 4 between; weights exact",
+        _sharded(Sharded(gradients=(Groups(bits=8), Groups(bits=4)))),
+        "gradients to 8 bits inside nodes and 4 between; weights exact",
+    ),
+    "TLq-HS": Way(
+        _sharded(Sharded(gradients=(Groups(bits=8, hadamard=32), Groups(bits=4, hadamard=32)))),
+        "the same behind a Hadamard transform",
+    ),
+    "SDP4Bit": Way(
+        _sharded(Sharded(weights=WEIGHTS_4, gradients=(Groups(bits=8, hadamard=32), Groups(bits=4, hadamard=32)))),
+        "qWD and TLq-HS together",
     ),
 }
 """Name -> way."""

@@ -365,7 +365,7 @@ def sharded_tables(record: Record) -> str:
     """Return the losses beside the paper's, and for each way what it sends and how long a step takes at each rate."""
     shape, plan, rates = record.architecture, record.optimization, record.inference["rates"]
     chart = f"![Loss by step, and seconds a step by rate](assets/{SHARDED_CHART.name})"
-    step_heads = [head for rate in rates for head in (f"seconds a step, {rate}/s", "over SDP4Bit's")]
+    step_heads = [head for rate in rates for head in (f"seconds a step, {_rate(rate)}", "over SDP4Bit's")]
     return "\n\n".join(
         [
             *([chart] if SHARDED_CHART.exists() else []),
@@ -394,6 +394,11 @@ def _sharded_losses(record: Record) -> str:
         ]
         rows.append([way, f"{loss.value:.4f} ({loss.low:.4f}-{loss.high:.4f})", _signed(over), *theirs])
     return markdown(["", "loss", "over the exact one's", *(f"paper, {size}" for size in paper)], rows)
+
+
+def _rate(rate: str) -> str:
+    """Return ``100mbit`` as people write it."""
+    return f"{rate[:-4]} {rate[-4].upper()}{rate[-3:]}/s"
 
 
 def _signed(over: Metric | None) -> str:

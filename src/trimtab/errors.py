@@ -53,6 +53,14 @@ class BackendUnavailable(TrimtabError, RuntimeError):
     """The kernel back end that was asked for cannot run here."""
 
 
+class NetlabUnavailable(TrimtabError, RuntimeError):
+    """This machine does not allow what a laboratory of slow links needs; the message says what, and what would help."""
+
+
+class CommandFailed(TrimtabError, RuntimeError):
+    """A command that ran on the nodes of a netlab failed; the message has its last lines."""
+
+
 class NoFeasibleChoice(TrimtabError, RuntimeError):
     """No setting satisfies the constraint; the message names the nearest candidates, and `nearest` holds them."""
 
@@ -80,7 +88,3 @@ class PeerFailed(CommError):
 
 class SettingsDiffer(CommError):
     """The ranks were set up differently."""
-
-
-class NetlabUnavailable(CommError):
-    """This machine does not allow what a laboratory of slow links needs."""

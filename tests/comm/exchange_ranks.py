@@ -104,7 +104,8 @@ def exchanges() -> None:
             assert_equal_on_all(gathered)
 
             codecs = (Groups(bits=8, hadamard=32), Groups(bits=4, hadamard=32))
-            layout = Layout.of_lengths((num // 3, 0, num - num // 3 - num // 5, num // 5), (True, True, False, True))
+            parts = (num // 3, "exact"), (0, "exact"), (num - num // 3 - num // 5, "packed"), (num // 5, "exact")
+            layout = Layout.of_segments(parts)
             for chosen in (codecs, codecs[0], (codecs[0], Groups(bits=6, group=64)), (None, codecs[1])):
                 exchange.reduce_scatter(y, x, chosen, layout=layout, noise=noise)
                 for start, stop, exact in layout.runs:

@@ -23,6 +23,7 @@ _VERBS = {
     "inspect": "List what a packed file holds.",
     "verify": "Check a packed file, also against its original.",
     "compare": "Measure trimtab and its peers on your own file.",
+    "netlab": "Run a command on nodes joined by slow links, all on this machine.",
     "doctor": "Say what runs here, how, and what is missing.",
     "papers": "List the published systems and how far each one is.",
     "demo": "Pack real model weights and a real brain scan.",

@@ -16,6 +16,7 @@ import click
 from trimtab import __version__
 from trimtab.cli import options
 from trimtab.cli.output import print_json, print_table
+from trimtab.errors import UsageError
 
 _NEEDED = ("numpy", "numba", "msgspec", "safetensors", "xxhash", "zstandard", "ml_dtypes", "click", "rich")
 _OPTIONAL = {
@@ -31,12 +32,35 @@ _OPTIONAL = {
 
 @click.command("doctor")
 @click.option("--warm", is_flag=True, help="Compile all kernels now, so that no later run has to wait.")
+@click.option("--link", is_flag=True, help="Measure the link between ranks instead: will compressing pay there?")
+@click.option(
+    "--parameters",
+    type=click.FloatRange(min=1),
+    metavar="N",
+    help="With --link: the model's number of parameters (default 124e6).",
+)
+@click.option(
+    "--compute-seconds",
+    type=click.FloatRange(min=0),
+    metavar="S",
+    help="With --link: what a step takes without communication.",
+)
 @options.json_option
-def verb(warm: bool, as_json: bool) -> int:
+def verb(warm: bool, link: bool, parameters: float | None, compute_seconds: float | None, as_json: bool) -> int:
     """Report versions, machine, threads, kernels, caches and optional packages.
 
-    Exits with 1 if something that is needed does not work.
+    Exits with 1 if something that is needed does not work; with --link, if compressing would not pay.
+
+    \b
+    trimtab netlab --rate 100mbit -- trimtab doctor --link
+    torchrun --nnodes 2 ... -m trimtab doctor --link
     """
+    if link:
+        from trimtab.cli import link as links
+
+        return links.report(int(parameters or 124e6), compute_seconds, as_json=as_json)
+    if parameters is not None or compute_seconds is not None:
+        raise UsageError("--parameters and --compute-seconds belong to --link; give that too")
     for package in ("numpy", "msgspec"):  # without them not even a report can be made
         if problem := _import_problem(package):
             click.echo(f"no: {problem}")

@@ -24,8 +24,8 @@ def print_json(data: Any) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(data), indent=2))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
-    """Print a table whose first `left` columns are texts and whose others are numbers.
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, err: bool = False) -> None:
+    """Print a table whose first `left` columns are texts and whose others are numbers; to stderr with `err`.
 
     In a pipe, lines are as long as they need be.
     """
@@ -38,12 +38,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
         table.add_column(column, justify="left" if position < left else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(_escaped, row))
-    console = Console(highlight=False)
+    console = Console(highlight=False, stderr=err)
     if not console.is_terminal:
-        console = Console(highlight=False, width=max(20, Console(width=10**6).measure(table).maximum))
+        console = Console(highlight=False, stderr=err, width=max(20, Console(width=10**6).measure(table).maximum))
     with console.capture() as captured:
         console.print(table)
-    click.echo(captured.get(), nl=False)
+    click.echo(captured.get(), nl=False, err=err)
 
 
 @contextmanager
@@ -82,6 +82,18 @@ def size_text(num_bytes: float) -> str:
         num_bytes /= 1000
     digits = 0 if unit == "B" or num_bytes >= 99.95 else 1 if num_bytes >= 9.995 else 2
     return f"{num_bytes:.{digits}f} {unit}"
+
+
+def rate_text(bits_per_second: float | None) -> str:
+    """Return a rate such as ``100 Mbit/s``; None is no limit."""
+    if bits_per_second is None:
+        return "no limit"
+    unit = "bit/s"
+    for unit in ("bit/s", "kbit/s", "Mbit/s", "Gbit/s"):
+        if bits_per_second < 999.5 or unit == "Gbit/s":
+            break
+        bits_per_second /= 1000
+    return f"{bits_per_second:.3g} {unit}"
 
 
 def count_text(count: int, noun: str) -> str:

@@ -138,7 +138,8 @@ def run(operation: str, function: str, tensors: tuple[Tensor, ...], *settings: A
     arrays = [_host(tensor) for tensor in tensors]
     twin(*arrays, *settings)
     if out.device.type != "cpu":
-        _as_words(out).copy_(_torch().from_numpy(arrays[-1].view(np.int16 if arrays[-1].dtype == np.uint16 else None)))
+        words = arrays[-1].view(np.int16) if arrays[-1].dtype == np.uint16 else arrays[-1]
+        _as_words(out).copy_(_torch().from_numpy(words))
 
 
 def check_elements(name: str, x: Tensor) -> None:

@@ -1,18 +1,22 @@
-"""Training that waits for the network: collectives that send a fraction of the bytes, on torch.distributed as it is.
+"""Collectives that send a fraction of the bytes, and the laboratory that shows on which links this pays.
 
-Importing this package loads no PyTorch; using one of its names does.
+They run on torch.distributed as it is. Importing this package loads no PyTorch; using one of its names does.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "Exact": "sdp4bit",
     "Exchange": "exchange",
     "Layout": "format",
     "Meter": "meter",
     "Noise": "format",
     "PipelineReceive": "pipeline",
     "PipelineSend": "pipeline",
+    "Replicated": "replicated",
+    "SDP4Bit": "sdp4bit",
+    "Sharded": "sharded",
     "TacoColwise": "tensor_parallel",
     "TacoRowwise": "tensor_parallel",
     "TacoSequenceParallel": "tensor_parallel",
@@ -29,6 +33,10 @@ if TYPE_CHECKING:
     from trimtab.comm.meter import Meter as Meter
     from trimtab.comm.pipeline import PipelineReceive as PipelineReceive
     from trimtab.comm.pipeline import PipelineSend as PipelineSend
+    from trimtab.comm.replicated import Replicated as Replicated
+    from trimtab.comm.sdp4bit import Exact as Exact
+    from trimtab.comm.sdp4bit import SDP4Bit as SDP4Bit
+    from trimtab.comm.sharded import Sharded as Sharded
     from trimtab.comm.tensor_parallel import TacoColwise as TacoColwise
     from trimtab.comm.tensor_parallel import TacoRowwise as TacoRowwise
     from trimtab.comm.tensor_parallel import TacoSequenceParallel as TacoSequenceParallel

@@ -48,7 +48,7 @@ class Shaping(NamedTuple):
 
     def rows(self, x: Tensor) -> Tensor:
         """Return a matrix, maybe a view, of whose rows, one behind the other, groups are cut."""
-        rows = x.reshape(-1, x.shape[-1]) if x.ndim else x.view(1, 1)
+        rows = x.reshape(-1, x.shape[-1]) if x.numel() and x.ndim else x.reshape(-1, 1)
         return rows if self.axis == "hidden" else rows.t()
 
     def shaped(self, flat: Tensor, shape: torch.Size) -> Tensor:

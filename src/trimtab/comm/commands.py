@@ -16,7 +16,7 @@ import msgspec
 
 from trimtab.comm.counters import Traffic
 from trimtab.comm.namespaces import Links, Loopback
-from trimtab.errors import CommError
+from trimtab.errors import CommandFailed
 
 _KEPT_BYTES = 4 << 20  # of what a rank prints, the newest
 _TICK_SECONDS = 0.1
@@ -49,8 +49,8 @@ class NodeResult(msgspec.Struct, frozen=True, kw_only=True):
     """The rate that was asked for; None: as fast as the machine can."""
     sent_bytes: int
     received_bytes: int
-    busiest_bits_per_second: float
-    """The most that it sent in any half second; 0 in a run shorter than that."""
+    busiest_bits_per_second: float | None
+    """The most that it sent in any half second; None in a run shorter than that."""
     seconds: float
     """Until the node's last command ended."""
 
@@ -91,10 +91,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         """Return this result.
 
         Raises:
-            CommError: a command failed; the message has its last lines.
+            CommandFailed: a command failed; the message has its last lines.
         """
         if self.failure is not None:
-            raise CommError(self.failure)
+            raise CommandFailed(self.failure)
         return self
 
     def __repr__(self) -> str:
@@ -167,7 +167,7 @@ class Run:
         self._before = [network.traffic(link) for link in self._links]
         self._after = self._before
         self._samples = deque([(self._begun, self._before)])
-        self._busiest = [0.0 for _ in self._links]
+        self._busiest: list[float | None] = [None for _ in self._links]
 
     def start(
         self,
@@ -242,7 +242,7 @@ class Run:
         if now - then >= _RATE_SECONDS:
             for link in self._links:
                 sent = self._after[link].sent_bytes - earlier[link].sent_bytes
-                self._busiest[link] = max(self._busiest[link], 8 * sent / (now - then))
+                self._busiest[link] = max(self._busiest[link] or 0.0, 8 * sent / (now - then))
 
     def _signal(self, number: int) -> None:
         for command in self.commands:
@@ -306,4 +306,4 @@ def _describe(command: _Command) -> str:
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
     last = command.streams["stderr"].text().strip() or command.streams["stdout"].text().strip()
     lines = "\n".join(last.splitlines()[-12:])
-    return f"rank {command.rank} on node {command.node} failed with {how}" + (f":\n{lines}" if lines else "")
+    return f"rank {command.rank} on node {command.node} ended with {how}" + (f":\n{lines}" if lines else "")

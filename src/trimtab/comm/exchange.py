@@ -179,7 +179,7 @@ class Exchange:
         if size == 1:
             x.mul_(scale)
             return
-        if layout.num_exact:
+        if layout.exact or layout.skipped:
             self._all_reduce_apart(x, codec, gather, layout, scale, noise)
             return
         num = -(-layout.num // size)

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
+from trimtab.codecs.sdp4bit import Groups
 from trimtab.codecs.wire import Exact, WireCodec, noise_key
 from trimtab.comm.wire import ALIGNMENT
 from trimtab.errors import ShapeError
 
 __all__ = ["Format", "Layout", "Noise", "exact_codec"]
 
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_NAMES: dict[torch.dtype, Literal["float32", "bfloat16", "float16"]] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
 
 
 class Noise(NamedTuple):
@@ -32,46 +37,48 @@ class Noise(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """A row of `num` elements, and the parts of it, (start, stop), that are sent exactly."""
+    """A row of `num` elements; parts of it, (start, stop), are sent exactly, and others not at all."""
 
     num: int
     exact: tuple[tuple[int, int], ...] = ()
+    skipped: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         end = 0
-        for start, stop in self.exact:
+        for start, stop in sorted((*self.exact, *self.skipped)):
             if not end <= start <= stop <= self.num:
-                raise ShapeError(f"exact parts {self.exact} of {self.num} elements; expected rising, disjoint, inside")
+                raise ShapeError(
+                    f"exact parts {self.exact} and skipped ones {self.skipped} of {self.num} elements;"
+                    " expected disjoint ones inside the row"
+                )
             end = stop
 
     @classmethod
-    def of_lengths(cls, lengths: Iterable[int], exact: Iterable[bool]) -> Layout:
-        """Return the layout of a row of segments with these lengths, each exact or not."""
-        parts: list[tuple[int, int]] = []
+    def of_segments(cls, segments: Iterable[tuple[int, Literal["packed", "exact", "skipped"]]]) -> Layout:
+        """Return the layout of a row of segments, (length, kind), one after the other."""
+        parts: dict[str, list[tuple[int, int]]] = {"packed": [], "exact": [], "skipped": []}
         at = 0
-        for length, is_exact in zip(lengths, exact, strict=True):
-            if is_exact and length:
-                start = parts.pop()[0] if parts and parts[-1][1] == at else at
-                parts.append((start, at + length))
+        for length, kind in segments:
+            found = parts[kind]
+            if length:
+                start = found.pop()[0] if found and found[-1][1] == at else at
+                found.append((start, at + length))
             at += length
-        return cls(at, tuple(parts))
+        return cls(at, tuple(parts["exact"]), tuple(parts["skipped"]))
 
     @cached_property
     def runs(self) -> tuple[tuple[int, int, bool], ...]:
-        """(start, stop, exact) of the runs that make up the row, none empty."""
+        """(start, stop, exact) of the runs that are sent, none empty."""
         found = []
         at = 0
-        for start, stop in (*self.exact, (self.num, self.num)):
+        kinds = [(*part, True) for part in self.exact] + [(*part, None) for part in self.skipped]
+        for start, stop, exact in (*sorted(kinds), (self.num, self.num, None)):
             if at < start:
                 found.append((at, start, False))
-            if start < stop:
+            if exact and start < stop:
                 found.append((start, stop, True))
-            at = stop
+            at = max(at, stop)
         return tuple(found)
-
-    @property
-    def num_exact(self) -> int:
-        return sum(stop - start for start, stop in self.exact)
 
 
 class _Run(NamedTuple):
@@ -132,9 +139,9 @@ class Format:
         for k, (run, out) in enumerate(zip(self.runs, other.runs, strict=True)):
             num = run.stop - run.start
             key = _key(noise, stage, k)
-            fused = getattr(run.codec, "decode_sum_encode", None)
-            if fused is not None and run.codec.hadamard == getattr(out.codec, "hadamard", None):
-                fused(_column(payloads, run), _part(payload, out), num, out.codec, key)
+            one, other_codec = run.codec, out.codec
+            if isinstance(one, Groups) and isinstance(other_codec, Groups) and one.hadamard == other_codec.hadamard:
+                one.decode_sum_encode(_column(payloads, run), _part(payload, out), num, other_codec, key)
             else:
                 total = torch.empty(num, device=payload.device)
                 run.codec.decode_sum(_column(payloads, run), total)
@@ -143,24 +150,22 @@ class Format:
     def encode_difference(
         self, x: torch.Tensor, reference: torch.Tensor, payload: torch.Tensor, noise: Noise | None, stage: int = 0
     ) -> None:
-        """Encode how a row differs from the reference; exact runs as they are."""
+        """Encode how a row differs from the reference; what has another codec than `Groups`, as it is."""
         for k, run in enumerate(self.runs):
             row, part = x[run.start : run.stop], _part(payload, run)
-            difference = getattr(run.codec, "encode_difference", None)
-            if difference is None:
-                run.codec.encode(row, part)
+            if isinstance(run.codec, Groups):
+                run.codec.encode_difference(row, reference[run.start : run.stop], part, _key(noise, stage, k))
             else:
-                difference(row, reference[run.start : run.stop], part, _key(noise, stage, k))
+                run.codec.encode(row, part, _key(noise, stage, k))
 
     def decode_add(self, payload: torch.Tensor, reference: torch.Tensor) -> None:
         """Bring the reference up to date with a payload of `encode_difference`."""
         for run in self.runs:
             row, part = reference[run.start : run.stop], _part(payload, run)
-            add = getattr(run.codec, "decode_add", None)
-            if add is None:
-                run.codec.decode(part, row)
+            if isinstance(run.codec, Groups):
+                run.codec.decode_add(part, row)
             else:
-                add(part, row)
+                run.codec.decode(part, row)
 
 
 def exact_codec(dtype: torch.dtype) -> Exact:

@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["Meter", "interface_bytes"]
+from trimtab.comm.counters import Traffic, read_all
+
+__all__ = ["Meter"]
 
 
 @dataclass(slots=True)
@@ -46,7 +47,7 @@ class Meter:
         self._operations: dict[str, _Operation] = {}
         self._errors: dict[str, _Error] = {}
         self._codec_seconds = 0.0
-        self._interfaces = interface_bytes()
+        self._interfaces = _interfaces()
 
     def add(self, operation: str, *, exact: int, inter: int, intra: int) -> None:
         """Count a call that sent `inter` bytes to other nodes and `intra` inside its own, in place of `exact`."""
@@ -90,7 +91,7 @@ class Meter:
         `exact_bytes` is what an exact flat exchange of the same tensors by the same rank would send: a reduce-scatter
         or all-gather sends all but its own part once.
         """
-        interfaces = interface_bytes()
+        interfaces = _interfaces()
         return {
             "operations": {
                 name: {
@@ -108,25 +109,15 @@ class Meter:
             },
             "codec_seconds": self._codec_seconds,
             "interface_sent_bytes": {
-                name: sent - self._interfaces[name][1]
-                for name, (_, sent) in interfaces.items()
-                if name in self._interfaces and sent > self._interfaces[name][1]
+                name: (now - self._interfaces[name]).sent_bytes
+                for name, now in interfaces.items()
+                if name in self._interfaces and now != self._interfaces[name]
             },
         }
 
 
-def interface_bytes() -> dict[str, tuple[int, int]]:
-    """Return the bytes received and sent by every network interface of this network namespace, headers included.
-
-    They come from /proc/net/dev (/sys/class/net shows another namespace's). Empty where that does not exist.
-    """
+def _interfaces() -> dict[str, Traffic]:
     try:
-        lines = Path("/proc/net/dev").read_text().splitlines()[2:]
-    except OSError:
+        return read_all()
+    except OSError:  # no /proc: not Linux
         return {}
-    found = {}
-    for line in lines:
-        name, _, counts = line.partition(":")
-        columns = counts.split()
-        found[name.strip()] = (int(columns[0]), int(columns[8]))
-    return found

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 
+from trimtab.comm import transfer
 from trimtab.comm.commands import Listen, Result, Run
 from trimtab.comm.namespaces import Links, Loopback, abilities
 from trimtab.errors import NetlabUnavailable, UsageError
@@ -19,6 +21,7 @@ MODES = ("auto", "root", "user", "loopback")
 _UNITS = {"bit": 1, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 _MAX_NODES = 250  # that one byte of the address can tell apart
 _PORT = 29500
+_CHECK_SECONDS, _CHECK_BYTES = 0.5, 64e6
 
 
 class Netlab:
@@ -133,6 +136,23 @@ class Netlab:
             failure=failure,
         )
 
+    def check_rates(self) -> list[float]:
+        """Return the bits a second that reach the next node from each, one after the other, over a plain connection.
+
+        Each sends what its link should carry in half a second, and at most 64 MB.
+
+        Raises:
+            UsageError: on a shared loopback, all nodes have the same address.
+            CommandFailed: a transfer failed.
+        """
+        if self.mode == "loopback":
+            raise UsageError("rates are checked between nodes; on a shared loopback there are none")
+        assert self._network is not None
+        sizes = [_checked_bytes(self.rates[k], self.rates[(k + 1) % self.nodes]) for k in range(self.nodes)]
+        words = [",".join(self._network.addresses), str(self._next_port()), ",".join(map(str, sizes))]
+        result = self.run([sys.executable, "-I", "-S", transfer.__file__, *words], per_node=True, timeout=120).check()
+        return [float(rank.stdout) for rank in result.ranks]
+
     def _next_port(self) -> int:
         """Return a port for the store of a run: a new one each, as the last run's may linger."""
         if isinstance(self._network, Loopback) and not self._network.private:  # others use ports there too
@@ -173,6 +193,11 @@ class Netlab:
         return {name: str(value) for name, value in variables.items()}
 
 
+def _checked_bytes(*rates: float | None) -> int:
+    rate = min((rate for rate in rates if rate is not None), default=float("inf"))
+    return int(min(_CHECK_BYTES, max(rate / 8 * _CHECK_SECONDS, 1)))
+
+
 def parse_rate(text: str) -> float:
     """Return the bits a second that a text such as ``100mbit`` or ``1.5gbit`` stands for.
 
@@ -211,17 +236,6 @@ def parse_rates(text: str | None, num_nodes: int) -> list[float | None]:
             raise UsageError(f"node {int(name)} has two rates in {text!r}")
         rates[int(name)] = parse_rate(rate)
     return rates
-
-
-def rate_text(bits_per_second: float | None) -> str:
-    """Return a rate such as ``100 Mbit/s``."""
-    if bits_per_second is None:
-        return "unlimited"
-    for unit in ("bit/s", "kbit/s", "Mbit/s", "Gbit/s"):
-        if bits_per_second < 999.95 or unit == "Gbit/s":
-            break
-        bits_per_second /= 1000
-    return f"{bits_per_second:.4g} {unit}"
 
 
 def _choose_mode(mode: str, *, shaped: bool, delayed: bool, nodes: int) -> str:

@@ -24,7 +24,7 @@ __all__ = ["Topology", "all_gather_bytes", "all_to_all_bytes"]
 
 _names = itertools.count()
 _subgroups: WeakKeyDictionary[dist.ProcessGroup, dict[tuple[int, ...], dist.ProcessGroup]] = WeakKeyDictionary()
-_SHOWN = 512  # bytes of the settings that ranks show each other when they differ
+_SHOWN = 4096  # bytes of the settings that ranks show each other when they differ
 
 
 class Topology:
@@ -126,12 +126,15 @@ class Topology:
             raise SettingsDiffer(f"the ranks were set up differently: {told}; use the same settings on all ranks")
         return digest
 
-    def gather_words(self, words: np.ndarray) -> np.ndarray:
-        """Return an array [size, n] of what the ranks gave: `words`, of the same length and dtype on all of them."""
+    def gather_words(self, words: np.ndarray, group: dist.ProcessGroup | None = None) -> np.ndarray:
+        """Return an array [size, n] of what the ranks gave: `words`, of the same length and dtype on all of them.
+
+        `group` is another group of the same ranks.
+        """
         mine = torch.from_numpy(words.reshape(-1).view(np.uint8).copy()).to(self.device)
         found = torch.empty(self.size, mine.numel(), dtype=torch.uint8, device=self.device)
-        with self.failures.watching(f"the exchange of settings among {self.size} ranks"):
-            all_gather_bytes(found, mine, self.group)
+        with self.failures.watching(f"the comparison of settings and counters among {self.size} ranks"):
+            all_gather_bytes(found, mine, group or self.group)
         return found.cpu().numpy().view(words.dtype)
 
     def __repr__(self) -> str:

@@ -1,0 +1,532 @@
+"""SDP4Bit: 4-bit weights and gradients on the wire for sharded data parallelism, as a plug-in of FSDP2.
+
+After "SDP4Bit: Toward 4-bit Communication Quantization in Sharded Data Parallelism for LLM Training" (Jia et al.,
+NeurIPS 2024, arXiv 2410.15526). Weights travel as their difference from a reference that all ranks hold, so that what
+rounding left behind comes again in the next difference. Gradients travel in two levels, transformed and rounded to 8
+bits inside a node and 4 bits between nodes (`trimtab.comm.exchange`).
+
+Differences from the paper:
+
+- a plug-in of FSDP2's custom collectives, where the published code is a fork of Megatron-LM;
+- the reference is a copy of its own, where Megatron keeps all parameters anyway: **memory is that of ZeRO-2**, not
+  ZeRO-3. ``reference="cpu"`` keeps the copy in host memory, ``reference=None`` sends weights exactly and keeps none;
+- a gather of what no optimizer has stepped on since the last sends nothing: the second one of a step, say, under
+  ``reshard_after_forward``. Frozen parameters are sent once;
+- weights, too, cross the link between nodes once a node's place, and are spread inside the node;
+- small parameters stay exact, any size works, and noise comes from counters, so that runs repeat exactly.
+
+The optimizer's own weights stay exact; all ranks, their owner included, compute with the reference, which is within a
+rounding step of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+import torch
+import torch.distributed as dist
+import xxhash
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from trimtab.codecs.sdp4bit import Groups
+from trimtab.codecs.wire import WireCodec
+from trimtab.comm.exchange import Exchange
+from trimtab.comm.failures import Failures
+from trimtab.comm.format import Format, Layout, Noise
+from trimtab.comm.fsdp import AllGather, ReduceScatter, Unit, units
+from trimtab.comm.meter import Meter
+from trimtab.comm.topology import Topology, all_gather_bytes
+from trimtab.comm.wire import message_bytes
+from trimtab.errors import SettingsDiffer, UsageError
+
+if TYPE_CHECKING:
+    from trimtab.comm.planner import Plan
+
+__all__ = ["Sharded", "ShardedHandle", "bytes_a_node_sends", "topologies"]
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_WEIGHTS, _GRADIENTS, _REPLICAS = range(3)  # kinds of noise
+_names = itertools.count()
+
+
+class Sharded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a sharded model sends, and how: the general form of `SDP4Bit` and `Exact`.
+
+    Call it with a model after `fully_shard`, on all ranks; the handle that it returns takes it off again.
+    """
+
+    weights: WireCodec | None = None
+    """Packs the weights; None sends them exactly."""
+    differences: bool = True
+    """Whether weights are packed as their difference from the reference, or as they are (the paper's "qW")."""
+    gradients: tuple[WireCodec | None, WireCodec | None] = (None, None)
+    """Pack the gradients inside the nodes and between them."""
+    reference: Literal["device", "cpu"] | None = "device"
+    """Where the reference lies. None keeps none, and sends weights exactly if they were to be packed as differences."""
+    min_bytes: int = 65536
+    """Smaller parameters, in bytes of the whole of them, stay exact."""
+    resync_every: int | None = None
+    """Send the weights exactly once in so many optimizer steps."""
+    seed: int = 0
+    nodes: Any = None
+    """How ranks are divided into nodes (`Topology`); only for a 1-D mesh. On a 2-D one, the nodes are the shard groups."""
+    levels: tuple[Literal[1, 2], Literal[1, 2]] = (2, 2)
+    """Of the weights' gather and the gradients' reduction: in two levels, or flat, though there are nodes."""
+
+    def __post_init__(self) -> None:
+        if self.min_bytes < 0 or (self.resync_every is not None and self.resync_every < 1):
+            raise UsageError(
+                f"min_bytes={self.min_bytes}, resync_every={self.resync_every}; expected at least 0, and at least 1 or None"
+            )
+        if self.reference not in ("device", "cpu", None):
+            raise UsageError(f"reference={self.reference!r}; expected 'device', 'cpu' or None")
+        if isinstance(self.weights, Groups) and self.differences and self.weights.hadamard:
+            raise UsageError("differences of weights are packed without a Hadamard transform; set hadamard=0")
+
+    def __call__(self, model: nn.Module, *, plan: Plan | None = None) -> ShardedHandle:
+        """Attach to a model, on all ranks.
+
+        Raises:
+            UsageError: the model was not given to `fully_shard`, or in a way that cannot be taken over.
+            SettingsDiffer: the ranks' settings or models differ.
+            PeerFailed: a rank did not take part.
+        """
+        return ShardedHandle(model, self, plan)
+
+    @property
+    def keeps_reference(self) -> bool:
+        return self.weights is not None and self.differences and self.reference is not None
+
+
+class ShardedHandle:
+    """A sharded model whose collectives were taken over.
+
+    Attributes:
+        settings: Which they are.
+        meter: What was sent.
+        plan: Why they were chosen, if they were (`when="auto"`).
+    """
+
+    def __init__(self, model: nn.Module, settings: Sharded, plan: Plan | None = None) -> None:
+        self.settings = settings
+        self.plan = plan
+        self.meter = Meter()
+        found = units(model)
+        self.gather_topology, self.reduce_topology, self._replicas = topologies(found, settings)
+        self._control = _control_group(self.gather_topology)
+        self._generation, self._agreed = (
+            0,
+            0,
+        )  # changes of what is to be sent: how many, and how many the ranks compared
+        text = _describe(settings, found)
+        self._gather = Exchange(self.gather_topology, text, self.meter)
+        self._reduce = Exchange(self.reduce_topology, text, self.meter)
+        self._across = Exchange(self._replicas, text, self.meter) if self._replicas else None
+        self._members = [_Member(self, bucket, unit) for bucket, unit in enumerate(found)]
+        self._hooks: list[Any] = [
+            register_optimizer_step_pre_hook(self._stepping),
+            register_optimizer_step_post_hook(self._stepped),
+        ]
+        for member in self._members:
+            member.unit.use(_Gather(member), _Scatter(member))
+            for module in member.unit.modules:
+                self._hooks.append(module.register_load_state_dict_pre_hook(partial(_loaded, member)))
+        if self._across is not None:
+            alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+            for member in self._members:
+                member.unit.replace_all_reduce(member.all_reduce, alone)
+
+    def resync(self) -> None:
+        """Send all weights exactly with the next gather; on all ranks.
+
+        Call it after weights were changed by anything but an optimizer or `load_state_dict`. Called where a checkpoint
+        is saved, it makes this run go on as one that is resumed from there.
+        """
+        for member in self._members:
+            member.resync()
+        self._generation += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters that the noise comes from, the same on all ranks; weights are the checkpoint's matter."""
+        return {member.unit.name: [member.steps, member.reductions] for member in self._members}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting where `state_dict` stood, and send weights exactly next; on all ranks.
+
+        Raises:
+            UsageError: the state is another model's.
+        """
+        names = [member.unit.name for member in self._members]
+        if sorted(state) != sorted(names):
+            raise UsageError(f"the state has counters of {sorted(state)}; expected those of {sorted(names)}")
+        for member in self._members:
+            member.steps, member.reductions = (int(count) for count in state[member.unit.name])
+        self.resync()
+
+    def remove(self) -> None:
+        """Let the model communicate as it did before, and free the reference."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        for member in self._members:
+            member.unit.restore()
+            member.reference = None
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What was sent since the meter's last reset, how far it was off, and what is kept."""
+        sizes = [(s.num_bytes, s.num_bytes < self.settings.min_bytes) for m in self._members for s in m.unit.segments]
+        references = [m.reference for m in self._members if m.reference is not None]
+        return {
+            "topology": repr(self.reduce_topology),
+            "replicas": self._replicas.size if self._replicas else 1,
+            "units": len(self._members),
+            "packed_parameter_bytes": sum(size for size, exact in sizes if not exact),
+            "exact_parameter_bytes": sum(size for size, exact in sizes if exact),
+            "reference_bytes": sum(reference.numel() * reference.element_size() for reference in references),
+            "exact_gathers": sum(member.exact_gathers for member in self._members),
+            "largest_sampled_drift": max((member.drift for member in self._members), default=0.0),
+            "reductions_of_unknown_parts": sum(member.unknown for member in self._members),
+            "plan": None if self.plan is None else self.plan.report,
+            **self.meter.report,
+        }
+
+    def __repr__(self) -> str:
+        operations = self.meter.report["operations"].values()
+        sent, exact = (sum(found[key] for found in operations) for key in ("sent_bytes", "exact_bytes"))
+        return (
+            f"ShardedHandle({len(self._members)} units, {self.reduce_topology!r}, {exact / 1e6:.3g} MB"
+            f" -> {sent / 1e6:.3g} MB sent by this rank)"
+        )
+
+    def _stepping(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        owned = {id(param) for group in optimizer.param_groups for param in group["params"]}
+        self._generation += 1
+        for member in self._members:
+            member.stepping(owned)
+
+    def agree(self) -> None:
+        """Check, before the first message after a change, that all ranks count the same changes.
+
+        If they did not, their messages would differ in size, at which gloo ends the process.
+
+        Raises:
+            SettingsDiffer: an optimizer stepped, or weights were loaded, on some ranks only.
+        """
+        if self._agreed == self._generation:
+            return
+        top = self.gather_topology
+        state = repr([(member.unit.name, member.state()) for member in self._members])
+        with top.failures.telling():
+            mine = np.array([xxhash.xxh3_64_intdigest(state), self._generation], np.uint64)
+            found = top.gather_words(mine, self._control)
+            if (found != mine).any():
+                raise SettingsDiffer(
+                    "the ranks are out of step: they counted"
+                    f" {found[:, 1].tolist()} optimizer steps, loads and resyncs; let all ranks do the same"
+                )
+        self._agreed = self._generation
+
+    def _stepped(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        for member in self._members:
+            member.stepped()
+
+
+class _Member:
+    """A unit, its reference, and its counters, which are the same on all ranks."""
+
+    def __init__(self, handle: ShardedHandle, bucket: int, unit: Unit) -> None:
+        self.handle = handle
+        self.settings = handle.settings
+        self.unit = unit
+        self.bucket = bucket
+        self.reference: torch.Tensor | None = None  # [ranks, elements], as all of them last decoded it
+        self.steps = 0  # of optimizers that own a parameter of the unit
+        self.reductions = 0
+        self.exact_gathers = 0
+        self.unknown = 0
+        self.drift = 0.0
+        self._synced_at: int | None = None  # `steps` at the last exact gather; None: it is due
+        self._changed = [False] * len(unit.segments)  # since the last gather
+        self._in_step = False
+        self._layouts: dict[Any, Layout] = {}
+        self._reduced: Layout | None = None
+
+    def resync(self) -> None:
+        self._synced_at = None
+
+    def state(self) -> tuple[Any, ...]:
+        """What decides which messages are sent."""
+        return self.steps, self.reductions, self._synced_at, self._changed
+
+    def stepping(self, owned: set[int]) -> None:
+        """Note that an optimizer that owns these parameters begins a step, in which it may ask for gathers."""
+        trained = self.unit.trained
+        touched = [id(param) in owned and trained[i] for i, param in enumerate(self.unit.parameters)]
+        if any(touched):
+            self._changed = [one or other for one, other in zip(self._changed, touched, strict=True)]
+            self._in_step = True
+            self.steps += 1
+
+    def stepped(self) -> None:
+        self._in_step = False
+
+    def gather(self, output: torch.Tensor, input: torch.Tensor) -> None:
+        """Fill `output` with the weights that all ranks compute with; `input`, this rank's own, lies in it."""
+        settings, exchange = self.settings, self.handle._gather
+        top = exchange.topology
+        noise = Noise(settings.seed, top.rank, self.steps, self.bucket * 3 + _WEIGHTS)
+        if not settings.keeps_reference or self._synced_at is None or any(self._changed):
+            self.handle.agree()
+        if not settings.keeps_reference:
+            codec = None if settings.differences else settings.weights
+            exchange.all_gather(output, input, codec, layout=self._weights_layout(None), noise=noise)
+            self.exact_gathers += codec is None
+            return
+        if self._synced_at is None or self.reference is None or self._due():
+            exchange.all_gather(output, input)
+            with torch.inference_mode(False):
+                self.reference = self._kept(output.view(top.size, -1))
+            self._synced_at = self.steps
+            self.exact_gathers += 1
+        elif any(self._changed):
+            self._update(output, input, noise)
+        else:
+            output.copy_(self.reference.view(-1))
+            exact = (top.size - 1) * input.numel() * input.element_size()
+            self.handle.meter.skip("all_gather", exact=exact)
+        if not self._in_step:
+            self._changed = [False] * len(self._changed)
+
+    def reduce(self, output: torch.Tensor, input: torch.Tensor, op: Any) -> None:
+        """Fill `output` with this rank's part of the reduced gradients `input`."""
+        exchange = self.handle._reduce
+        if op == dist.ReduceOp.AVG:
+            scale = 1 / exchange.topology.size
+        elif op == dist.ReduceOp.SUM:
+            scale = 1.0
+        else:
+            raise UsageError(
+                f"gradients of {self.unit.name!r} are to be reduced by {op}, as set_gradient_divide_factor asks; expected"
+                " AVG or SUM: call set_force_sum_reduction_for_comms(True) too"
+            )
+        self._reduced = self._gradients_layout(output.numel())
+        noise = Noise(self.settings.seed, dist.get_rank(), self.reductions, self.bucket * 3 + _GRADIENTS)
+        exchange.reduce_scatter(output, input, self.settings.gradients, layout=self._reduced, scale=scale, noise=noise)
+        self.reductions += 1
+
+    def all_reduce(self, x: torch.Tensor) -> None:
+        """Average (or sum) the reduced gradients `x` over replicas."""
+        exchange = self.handle._across
+        assert exchange is not None
+        inside, between = self.settings.gradients
+        scale = 1 / exchange.topology.size if self.unit.averages else 1.0
+        noise = Noise(self.settings.seed, dist.get_rank(), self.reductions, self.bucket * 3 + _REPLICAS)
+        exchange.all_reduce(x, between, gather=inside, layout=self._reduced, scale=scale, noise=noise)
+
+    def _due(self) -> bool:
+        every = self.settings.resync_every
+        return every is not None and self._synced_at is not None and self.steps - self._synced_at >= every
+
+    def _kept(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.settings.reference == "device" or rows.device.type == "cpu":
+            return rows.clone()
+        kept = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+        return kept.copy_(rows)
+
+    def _update(self, output: torch.Tensor, input: torch.Tensor, noise: Noise) -> None:
+        """Send what changed, and bring the reference up to date."""
+        exchange, meter, kept = self.handle._gather, self.handle.meter, self.reference
+        top = exchange.topology
+        assert kept is not None
+        with top.failures.telling():
+            away = kept.device != output.device
+            form = Format(self._weights_layout(tuple(self._changed)), self.settings.weights, input.dtype)
+            payload = exchange.payload(form.num_bytes, input.device)
+            master = input.clone()  # it lies in the output
+            sampled = meter.due("all_gather")
+            with meter.codec():
+                own = kept[top.rank].to(input.device)
+                form.encode_difference(master, own, payload, noise)
+            payloads = exchange.gather(payload, exact=input.numel() * input.element_size())
+            rows = output.view(top.size, -1)
+            if away:
+                rows.copy_(kept)
+            with meter.codec():
+                for row, found in zip(rows if away else kept, payloads, strict=True):
+                    form.decode_add(found, row)
+            if away:
+                kept.copy_(rows)
+            else:
+                rows.copy_(kept)
+            if sampled and input.numel():
+                meter.sample("all_gather", master, rows[top.rank])
+                self.drift = max(self.drift, float((master.float() - rows[top.rank].float()).abs().max()))
+
+    def _weights_layout(self, changed: tuple[bool, ...] | None) -> Layout:
+        if changed not in self._layouts:
+            self._layouts[changed] = Layout.of_segments(
+                (segment.num, self._kind(segment.num_bytes) if changed is None or changed[i] else "skipped")
+                for i, segment in enumerate(self.unit.segments)
+            )
+        return self._layouts[changed]
+
+    def _gradients_layout(self, num: int) -> Layout:
+        """Return the layout of a row of gradients of `num` elements.
+
+        It holds the parameters that took part in the backward pass. If these are not all that are trained, nothing
+        tells which they are, and the row is sent exactly.
+        """
+        key = "gradients", num, self.unit.trained
+        if key not in self._layouts:
+            parts = zip(self.unit.segments, self.unit.trained, strict=True)
+            layout = Layout.of_segments((s.num, self._kind(s.num_bytes)) for s, trained in parts if trained)
+            self._layouts[key] = layout if layout.num == num else Layout(num, ((0, num),))
+        found = self._layouts[key]
+        self.unknown += sum(s.num for s, trained in zip(self.unit.segments, key[2], strict=True) if trained) != num
+        return found
+
+    def _kind(self, num_bytes: int) -> Literal["packed", "exact"]:
+        return "exact" if num_bytes < self.settings.min_bytes else "packed"
+
+
+class _Allocating:
+    def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+
+class _Gather(_Allocating, AllGather):
+    """What FSDP2 calls to gather the weights of a unit."""
+
+    def __init__(self, member: _Member) -> None:
+        self._member = member
+        self._num = sum(segment.num for segment in member.unit.segments)
+
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> dist.Work | None:
+        unit = self._member.unit
+        known = input_tensor.dtype in _FLOATS and input_tensor.numel() == self._num and not unit.extended
+        if known and group is unit.shard_group:
+            self._member.gather(output_tensor, input_tensor)
+        else:
+            # bytes that parameters packed themselves or that mixed types share, or weights that a smaller group holds
+            # after the forward pass, which are those that all ranks compute with
+            num_bytes = (group.size() - 1) * input_tensor.numel() * input_tensor.element_size()
+            with self._member.handle.gather_topology.failures.watching(f"the gather of {unit.name!r}"):
+                all_gather_bytes(output_tensor.view(torch.uint8), input_tensor.view(torch.uint8), group)
+            self._member.handle.meter.add("all_gather, as it is", exact=num_bytes, inter=num_bytes, intra=0)
+
+
+class _Scatter(_Allocating, ReduceScatter):
+    """What FSDP2 calls to reduce the gradients of a unit."""
+
+    def __init__(self, member: _Member) -> None:
+        self._member = member
+
+    def __call__(
+        self,
+        output_tensor: torch.Tensor,
+        input_tensor: torch.Tensor,
+        group: dist.ProcessGroup,
+        op: Any,
+        async_op: bool = False,
+    ) -> dist.Work | None:
+        if input_tensor.dtype not in _FLOATS:
+            raise UsageError(
+                f"gradients of {self._member.unit.name!r} are {input_tensor.dtype}; expected float32, bfloat16 or float16:"
+                " set MixedPrecisionPolicy(reduce_dtype=torch.float32)"
+            )
+        self._member.reduce(output_tensor, input_tensor, op)
+
+
+def topologies(found: Sequence[Unit], settings: Sharded) -> tuple[Topology, Topology, Topology | None]:
+    """Return the topologies of the weights' gather, the gradients' reduction and, on a 2-D mesh, the replicas.
+
+    Raises:
+        UsageError: the units are on different meshes, or `nodes` is given for a 2-D mesh.
+    """
+    groups = {
+        (*(tuple(dist.get_process_group_ranks(g)) if g else () for g in (unit.shard_group, unit.replicate_group)),)
+        for unit in found
+    }
+    if len(groups) > 1:
+        raise UsageError(f"the model's parts are on {len(groups)} meshes, {sorted(groups)}; expected one mesh")
+    world = dist.group.WORLD
+    assert world is not None
+    failures = Failures(world.get_group_store(), f"sharded/{next(_names)}", found[0].global_ranks)
+    shard_group, replicate_group = found[0].shard_group, found[0].replicate_group
+    if replicate_group is None:
+        full = Topology(shard_group, settings.nodes, failures=failures)
+        replicas = None
+    else:
+        if settings.nodes is not None:
+            raise UsageError("nodes is for a 1-D mesh; on a 2-D mesh (replicas, shards) each shard group is a node")
+        full = Topology(shard_group, nodes=1, failures=failures)
+        replicas = Topology(replicate_group, nodes=replicate_group.size(), failures=failures)
+    gather, reduce = (full if level == 2 or not full.two_level else full.flat() for level in settings.levels)
+    return gather, reduce, replicas
+
+
+def bytes_a_node_sends(
+    found: Sequence[Unit], settings: Sharded, gather: Topology, reduce: Topology, replicas: Topology | None
+) -> int:
+    """Return the bytes that a node sends to others in a step of one gather and one reduction of every unit.
+
+    On one node each rank counts as a node. Where there are replicas, those are the nodes.
+    """
+    total = 0
+    inside, between = settings.gradients
+
+    def sent(top: Topology, form: Format) -> int:
+        if replicas is not None:
+            return 0  # shards are gathered and reduced inside the nodes
+        return (
+            (top.local_size if top.inter else 1)
+            * ((top.num_nodes if top.inter else top.size) - 1)
+            * message_bytes(form.num_bytes)
+        )
+
+    for unit in found:
+        layouts = [
+            Layout.of_segments(
+                (s.num, "exact" if s.num_bytes < settings.min_bytes else "packed")
+                for s, sends in zip(unit.segments, takes, strict=True)
+                if sends
+            )
+            for takes in ([True] * len(unit.segments), unit.trained)
+        ]
+        total += sent(gather, Format(layouts[0], settings.weights, unit.gather_dtype))
+        last = between if reduce.inter is not None else inside
+        total += sent(reduce, Format(layouts[1], last, unit.reduce_dtype))
+        if replicas is not None:
+            part = Layout.of_segments([(-(-layouts[1].num // replicas.size), "packed")])
+            for codec in (between, inside):
+                packed = Format(part, codec, unit.reduce_dtype)
+                total += gather.size * (replicas.size - 1) * message_bytes(packed.num_bytes)
+    return total
+
+
+def _loaded(member: _Member, *arguments: Any) -> None:  # noqa: ARG001 (what a load_state_dict hook gets)
+    member.resync()
+    member.handle._generation += 1
+
+
+def _control_group(top: Topology) -> dist.ProcessGroup:
+    """Return a group of the same ranks on which nothing else is sent, so that a rank that is out of step breaks none."""
+    group = dist.new_group(list(top.global_ranks), timeout=top.timeout, use_local_synchronization=True)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+def _describe(settings: Sharded, found: Sequence[Unit]) -> str:
+    lines = [f"{name}={getattr(settings, name)!r}" for name in settings.__struct_fields__ if name != "nodes"]
+    for unit in found:
+        lines += [f"{segment.name}: {segment.num} elements, {segment.num_bytes} bytes" for segment in unit.segments]
+    return "\n".join(lines)

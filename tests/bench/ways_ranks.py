@@ -1,0 +1,38 @@
+"""What one rank of the test of `bench.sharded_ways` does: ``python -m tests.bench.ways_ranks``."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from bench.sharded_ranks import losses, steps
+from bench.sharded_runs import SCALES
+from bench.sharded_ways import WAYS
+
+EXACT = ("stock", "stock, resharding", "exact, flat", "exact, two levels")
+PACKED = ("qW", "TLq", "ZeRO++-style", "SDP4Bit", "TLq-HS", "qWD")
+REPLICATED = ("DDP", "DDP, fp16 hook", "DDP, PowerSGD")
+
+
+def main() -> None:
+    assert {*EXACT, *PACKED, *REPLICATED} == WAYS.keys()
+    found = {way: losses(way, SCALES["small"], seed=0, num_steps=3) for way in (*EXACT, *PACKED)}
+    exact = found["stock"]
+    assert exact["validation"] < 5.4
+    for way, results in found.items():
+        assert results["identical"], way
+        assert (results["digests"] == exact["digests"]) == (way in EXACT), way
+        assert abs(results["validation"] / exact["validation"] - 1) < 0.02, way
+    assert losses("SDP4Bit", SCALES["small"], seed=0, num_steps=2)["digests"] == found["SDP4Bit"]["digests"][:3]
+
+    timed = steps([*REPLICATED, "stock", "SDP4Bit"], SCALES["small"], num_rounds=2, block=1)
+    sent = {way: sum(map(sum, rounds)) for way, rounds in timed["sent"].items()}
+    assert sent["SDP4Bit"] < 0.5 * sent["DDP, fp16 hook"] < 0.5 * 0.6 * sent["DDP"] < sent["stock"]
+    assert all(len(seconds) == 2 for seconds in timed["seconds"].values())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    main()
+    dist.destroy_process_group()
