@@ -17,13 +17,10 @@ import torch
 import torch.distributed as dist
 import xxhash
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import parallelize_module
 
 from bench import gpt
 from bench.tensor_runs import SCALES, Scale
-from bench.tensor_ways import WAYS, Plan
+from bench.tensor_ways import WAYS
 from trimtab.comm import counters
 
 
@@ -33,17 +30,17 @@ class Trainer:
     def __init__(self, way: str, scale: Scale, seed: int) -> None:
         self.scale, self.seed, self.num_steps = scale, seed, 0
         self.text = gpt.library()
-        self.plan: Plan = WAYS[way].plan()
         self.model = gpt.make(scale.size, seed)
-        parallelize_module(self.model, init_device_mesh("cpu", (dist.get_world_size(),)), self.plan)
+        self.plan, mesh = WAYS[way].apply(self.model)
+        self.copy, self.num_copies = mesh.get_local_rank("data"), WAYS[way].num_copies
         # some parameters are DTensors and some are not, which the fused and the foreach way do not take
         self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, foreach=False)
 
     def step(self) -> Tensor:
-        """Train for one step, and return the loss before it."""
-        rows = self.text.batch(
-            self.scale.size, self.scale.num_rows, seed=self.seed, step=self.num_steps, rank=0, world_size=1
-        )
+        """Train for one step, and return the loss before it, of this copy's rows."""
+        share = {"rank": self.copy, "world_size": self.num_copies}
+        num_rows = self.scale.num_rows // self.num_copies
+        rows = self.text.batch(self.scale.size, num_rows, seed=self.seed, step=self.num_steps, **share)
         loss = gpt.loss(self.model, *rows)
         loss.backward()
         for group in self.optimizer.param_groups:
@@ -67,17 +64,14 @@ class Trainer:
         total = sum(gpt.loss(self.model, *part).item() * len(part[0]) for part in zip(*parts, strict=True))
         return total / self.scale.num_held_out
 
+    @torch.no_grad()
     def identical(self) -> bool:
-        """Return whether all ranks have the same bits in what each of them holds a whole copy of."""
-        state = xxhash.xxh3_64()
-        for parameter in self.model.parameters():
-            if isinstance(parameter, DTensor) and any(placement.is_shard() for placement in parameter.placements):
-                continue
-            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-            state.update(local.detach().contiguous().view(torch.uint8).numpy())
+        """Return whether all ranks get the same bits from the whole model."""
+        tokens, _ = self.text.held_out(self.scale.size, 1)
+        digest = xxhash.xxh3_64_intdigest(self.model(tokens).contiguous().view(torch.uint8).numpy()) >> 1
         digests = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
-        dist.all_gather(digests, torch.tensor([state.intdigest() >> 1]))
-        return all(digest == digests[0] for digest in digests)
+        dist.all_gather(digests, torch.tensor([digest]))
+        return all(found == digests[0] for found in digests)
 
     @property
     def report(self) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -16,20 +18,41 @@ from torch.distributed.tensor.parallel import (
     PrepareModuleInput,
     PrepareModuleOutput,
     RowwiseParallel,
+    parallelize_module,
 )
 
+from bench.gpt import GPT
+from trimtab.comm.sdp4bit import SDP4Bit
 from trimtab.comm.tensor_parallel import TacoColwise, TacoRowwise, TacoSequenceParallel, TacoShared
 
 Plan = dict[str, ParallelStyle]
+SDP4BIT = SDP4Bit(min_bytes=16384, when="always")
+"""The parameters of a small model are small."""
 WHOLE = (Replicate(),)
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way to train on four ranks."""
+    """A way to train: a plan for the tensor-parallel ranks, and so many copies of them, which shard what each holds."""
 
     plan: Callable[[], Plan]
     note: str
+    num_copies: int = 1
+    sharded: Callable[[nn.Module], Any] | None = None
+    """What takes over the collectives between the copies, once `fully_shard` has been there."""
+
+    def apply(self, model: GPT) -> tuple[Plan, DeviceMesh]:
+        """Divide a model among all ranks; return the plan that did it, and the mesh of copies and tensor ranks."""
+        shape = (self.num_copies, dist.get_world_size() // self.num_copies)
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "tensor"))
+        plan = self.plan()
+        parallelize_module(model, mesh["tensor"], plan)
+        if self.num_copies > 1:
+            for module in (*model.blocks, model):
+                fully_shard(module, mesh=mesh["data"], reshard_after_forward=False)
+        if self.sharded is not None:
+            self.sharded(model)
+        return plan, mesh
 
 
 def _plan(colwise: ParallelStyle, rowwise: ParallelStyle, norm: ParallelStyle) -> Plan:
@@ -103,4 +126,8 @@ WAYS: Mapping[str, Way] = {
     "exact, sequence": Way(lambda: sequence_parallel(codec="exact"), "sequence parallel, without a codec"),
     "fp8, sequence": Way(lambda: sequence_parallel(codec="fp8"), "sequence parallel, as published"),
     "int8, sequence": Way(lambda: sequence_parallel(codec="int8"), "sequence parallel, 8-bit integers"),
+    "2-D stock": Way(stock, "two copies of two tensor-parallel ranks, FSDP2 between the copies", num_copies=2),
+    "2-D TACO": Way(lambda: taco(codec="int8"), "the same, int8 between the tensor ranks", num_copies=2),
+    "2-D SDP4Bit": Way(stock, "the same, SDP4Bit between the copies", num_copies=2, sharded=SDP4BIT),
+    "2-D both": Way(lambda: taco(codec="int8"), "the same, int8 and SDP4Bit", num_copies=2, sharded=SDP4BIT),
 }
