@@ -65,7 +65,7 @@ SCALES = {
 }
 """Name -> scale: of the claims, and of a quick check."""
 
-STOCK, OURS = "stock", "SDP4Bit"
+STOCK, OURS, AUTO = "stock", "SDP4Bit", "SDP4Bit, auto"
 TRAINED = (STOCK, "qW", "qWD", "TLq", "TLq-HS", OURS, "ZeRO++-style")
 """The ways whose losses are compared: those of the paper's Table 1, and a peer."""
 NUM_WARM_UP = 3
@@ -82,8 +82,9 @@ TIMED = (
     "DDP",
     "DDP, fp16 hook",
     "DDP, PowerSGD",
+    "DDP, SDP4Bit",
 )
-"""The ways that take turns with ours."""
+"""The ways that take turns with ours, and with ours as it decides for itself."""
 RATES = {"100mbit": 1, "300mbit": 2, "1gbit": 3}
 """Rate of the link -> steps of a turn."""
 DRAWN = (STOCK, "exact, two levels", "DDP, fp16 hook")
@@ -160,7 +161,7 @@ def step_runs(scale: str, num_rounds: int) -> Iterator[Run]:
     """Yield the runs that time steps, each of one way and ours by turns."""
     for rate, block in RATES.items():
         for way in DRAWN if 0 < list(RATES).index(rate) < len(RATES) - 1 else TIMED:
-            yield Run(scale, "steps", (way, OURS), num_steps=block, num_rounds=num_rounds, rate=rate)
+            yield Run(scale, "steps", (way, OURS, AUTO), num_steps=block, num_rounds=num_rounds, rate=rate)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+
+from bench.gpt import GPT
 from trimtab.codecs.sdp4bit import Groups
+from trimtab.comm import SDP4Bit
 from trimtab.comm.fsdp import AllGather, ReduceScatter
 from trimtab.comm.sharded import Sharded
 from trimtab.comm.topology import Topology, all_gather_bytes
-
-from bench.gpt import GPT
 
 WEIGHTS_4, WEIGHTS_8 = Groups(bits=4, group=2048), Groups(bits=8, group=2048, stochastic=False)
 NEAREST_4 = Groups(bits=4, group=128, stochastic=False)
@@ -122,9 +123,17 @@ def _units(model: GPT) -> list[Any]:
     return [*model.blocks, model]
 
 
-def _sharded(settings: Sharded) -> Callable[[GPT, int], nn.Module]:
+def _packed(settings: Sharded) -> Callable[[GPT, int], nn.Module]:
     def make(model: GPT, seed: int) -> nn.Module:
         msgspec.structs.replace(settings, seed=seed)(shard(model))
+        return model
+
+    return make
+
+
+def _sdp4bit(when: Literal["auto", "always"]) -> Callable[[GPT, int], nn.Module]:
+    def make(model: GPT, seed: int) -> nn.Module:
+        SDP4Bit(seed=seed, when=when)(shard(model))
         return model
 
     return make
@@ -159,6 +168,12 @@ def _ddp(model: GPT, _seed: int) -> nn.Module:
     return DistributedDataParallel(Half(model))
 
 
+def _ddp_sdp4bit(model: GPT, seed: int) -> nn.Module:
+    replicated = DistributedDataParallel(Half(model))
+    SDP4Bit(seed=seed, when="always")(replicated)
+    return replicated
+
+
 WAYS = {
     "stock": Way(lambda model, _: shard(model), "FSDP2: bfloat16 gather, float32 reduce, no resharding after forward"),
     "stock, resharding": Way(
@@ -170,22 +185,21 @@ WAYS = {
     "DDP, fp16 hook": Way(_fp16_hook, "the same with fp16_compress_hook"),
     "DDP, PowerSGD": Way(_power_sgd, "the same with powerSGD_hook of rank 4, in one bucket: several hang on gloo"),
     "ZeRO++-style": Way(
-        _sharded(Sharded(weights=WEIGHTS_8, differences=False, gradients=(NEAREST_4, NEAREST_4), levels=(1, 2))),
+        _packed(Sharded(weights=WEIGHTS_8, differences=False, gradients=(NEAREST_4, NEAREST_4), levels=(1, 2))),
         "our harness set as ZeRO++: weights directly to 8 bits, flat gather, gradients to 4 bits in two levels",
     ),
-    "qW": Way(_sharded(Sharded(weights=WEIGHTS_4, differences=False)), "weights directly to 4 bits; gradients exact"),
-    "qWD": Way(_sharded(Sharded(weights=WEIGHTS_4)), "differences of weights to 4 bits; gradients exact"),
+    "qW": Way(_packed(Sharded(weights=WEIGHTS_4, differences=False)), "weights directly to 4 bits; gradients exact"),
+    "qWD": Way(_packed(Sharded(weights=WEIGHTS_4)), "differences of weights to 4 bits; gradients exact"),
     "TLq": Way(
-        _sharded(Sharded(gradients=(Groups(bits=8), Groups(bits=4)))),
+        _packed(Sharded(gradients=(Groups(bits=8), Groups(bits=4)))),
         "gradients to 8 bits inside nodes and 4 between; weights exact",
     ),
     "TLq-HS": Way(
-        _sharded(Sharded(gradients=(Groups(bits=8, hadamard=32), Groups(bits=4, hadamard=32)))),
+        _packed(Sharded(gradients=(Groups(bits=8, hadamard=32), Groups(bits=4, hadamard=32)))),
         "the same behind a Hadamard transform",
     ),
-    "SDP4Bit": Way(
-        _sharded(Sharded(weights=WEIGHTS_4, gradients=(Groups(bits=8, hadamard=32), Groups(bits=4, hadamard=32)))),
-        "qWD and TLq-HS together",
-    ),
+    "SDP4Bit": Way(_sdp4bit("always"), "qWD and TLq-HS together"),
+    "SDP4Bit, auto": Way(_sdp4bit("auto"), "the same, or exact in two levels where the planner finds that faster"),
+    "DDP, SDP4Bit": Way(_ddp_sdp4bit, "DistributedDataParallel with SDP4Bit's gradients"),
 }
 """Name -> way."""

@@ -11,11 +11,12 @@ from bench.sharded_ways import WAYS
 
 EXACT = ("stock", "stock, resharding", "exact, flat", "exact, two levels")
 PACKED = ("qW", "TLq", "ZeRO++-style", "SDP4Bit", "TLq-HS", "qWD")
-REPLICATED = ("DDP", "DDP, fp16 hook", "DDP, PowerSGD")
+AUTO = "SDP4Bit, auto"
+REPLICATED = ("DDP", "DDP, fp16 hook", "DDP, PowerSGD", "DDP, SDP4Bit")
 
 
 def main() -> None:
-    assert {*EXACT, *PACKED, *REPLICATED} == WAYS.keys()
+    assert {*EXACT, *PACKED, *REPLICATED, AUTO} == WAYS.keys()
     found = {way: losses(way, SCALES["small"], seed=0, num_steps=3) for way in (*EXACT, *PACKED)}
     exact = found["stock"]
     assert exact["validation"] < 5.4
@@ -25,9 +26,10 @@ def main() -> None:
         assert abs(results["validation"] / exact["validation"] - 1) < 0.02, way
     assert losses("SDP4Bit", SCALES["small"], seed=0, num_steps=2)["digests"] == found["SDP4Bit"]["digests"][:3]
 
-    timed = steps([*REPLICATED, "stock", "SDP4Bit"], SCALES["small"], num_rounds=2, block=1)
+    timed = steps([*REPLICATED, "stock", "SDP4Bit", AUTO], SCALES["small"], num_rounds=2, block=1)
     sent = {way: sum(map(sum, rounds)) for way, rounds in timed["sent"].items()}
     assert sent["SDP4Bit"] < 0.5 * sent["DDP, fp16 hook"] < 0.5 * 0.6 * sent["DDP"] < sent["stock"]
+    assert min(sent["DDP, fp16 hook"], sent[AUTO]) > 2 * max(sent["SDP4Bit"], sent["DDP, SDP4Bit"] - sent["SDP4Bit"])
     assert all(len(seconds) == 2 for seconds in timed["seconds"].values())
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tests.dist.launch import run_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,7 @@ def test_the_diff_of_the_guide(train: Train) -> None:
     (diff,) = re.findall(r"^```diff\n(.*?)^```", (ROOT / "docs" / "sharded-training.md").read_text(), re.M | re.S)
     script = patched(SCRIPT, diff)
     assert "tt.comm.SDP4Bit()(model)" in script
+    script = script.replace("SDP4Bit()", 'SDP4Bit(when="always")')  # on a loopback it would stay exact
     exact, packed = (losses(train(one, "--steps", "6")) for one in (SCRIPT, script))
     assert exact != packed
     assert packed == pytest.approx(exact, rel=0.01)

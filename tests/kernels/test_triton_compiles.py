@@ -86,6 +86,53 @@ CASES = {
         ("_sum_within", "*i32 i32 i32 *i32", {"TILE": 256, "LANES": 4}, True),
     ],
 }
+GROUPS = {"GROUP": 128, "ROWS": 8, "BITS": 4, "LOG": 5}
+TAIL = {"GROUP": 8, "ROWS": 128, "BITS": 7, "LOG": 0}
+FLOAT8 = {"GROUP": 128, "ROWS": 8, "LOG": 7, "TRANSFORM": True}
+CASES |= {
+    "hadamard": [
+        ("_transform", "*fp32 i32", {"TILE": 2048, "LOG": 5}, False),
+        ("_transform", "*fp32 i64", {"TILE": 2048, "LOG": 9}, False),
+    ],
+    "groups": [
+        (
+            "_encode",
+            "*fp32 *fp32 i32 i32 *u8 i32 i32 i32 i32 i32 i32",
+            {**GROUPS, "DIFFERENCE": False, "NOISY": True},
+            False,
+        ),
+        (
+            "_encode",
+            "*i16 *fp32 i64 i64 *u8 i64 i64 i64 i64 i32 i32",
+            {**TAIL, "DIFFERENCE": True, "NOISY": False},
+            False,
+        ),
+        ("_decode_sum", "*u8 i32 i32 i32 *fp32 i32 i32 i32 i32 i32 fp32", {**GROUPS, "ADDED": False}, False),
+        ("_decode_sum", "*u8 i64 i64 *i16 i64 i64 i64 i64 i64 fp32", {**TAIL, "num_rows": 1, "ADDED": True}, False),
+        (
+            "_sum_encode",
+            "*u8 i32 i32 i32 *u8 i32 i32 i32",
+            {"TILE": 2048, "GROUP": 128, "BITS": 8, "OUT_GROUP": 2048, "OUT_BITS": 4, "NOISY": True},
+            False,
+        ),
+    ],
+    "float8": [
+        ("_encode", "*fp32 i32 *u8 i32 i32 fp32 fp32 i32 fp32", {**FLOAT8, "SCALES": 2, "E4M3": True}, False),
+        (
+            "_encode",
+            "*i16 i64 *u8 i64 fp32 fp32 i32 fp32",
+            {**FLOAT8, "num_groups": 1, "SCALES": 1, "E4M3": False},
+            False,
+        ),
+        ("_decode_sum", "*u8 i32 i32 *fp32 i32 i32 i32 fp32", {**FLOAT8, "SCALES": 2, "E4M3": True}, False),
+        (
+            "_decode_sum",
+            "*u8 i64 *i16 i64 i64 fp32",
+            {**FLOAT8, "num_rows": 1, "num_groups": 1, "SCALES": 1, "E4M3": False},
+            False,
+        ),
+    ],
+}
 PASSED_ON = {"quantiser": {"_dequantise", "_dequantise_exp2"}}
 """Kernels that are launched under another name."""
 

@@ -21,7 +21,8 @@ class Float8(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Send 8-bit floats, with two float32 scales a group as published, or one, which is as exact.
 
     A group with NaN or an infinity decodes to NaN; with two scales, so does one with elements above some 4e11 (e4m3) or
-    6e13 (e5m2), which its scales do not reach. With one scale, a group of elements below 2^-110 decodes to zeros.
+    6e13 (e5m2), which its scales do not reach. With one scale, a group whose (transformed) elements are all below
+    2^-110 decodes to zeros.
     """
 
     id: ClassVar[str] = "float8"

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
 @runtime_checkable
 class WireCodec(Protocol):
     """A frozen struct of settings, the same on all ranks."""
@@ -58,6 +61,10 @@ class Exact(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What travels. An element that this type cannot hold becomes an infinity."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise UsageError(f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
 
     def payload_bytes(self, num: int) -> int:
         return num * (4 if self.dtype == "float32" else 2)
@@ -112,7 +119,7 @@ def make_wire_codec(settings: Mapping[str, Any]) -> WireCodec:
     >>> make_wire_codec({"id": "groups", "bits": 8}).payload_bytes(1024)
     1056
     """
-    target = _CLASSES.get(settings.get("id", ""))
+    target = _CLASSES.get(str(settings.get("id")))
     if target is None:
         raise UnknownCodec(f"unknown wire codec {settings.get('id')!r}; this version has {', '.join(_CLASSES)}")
     module, name = target.split(":")

@@ -13,7 +13,7 @@ from trimtab.errors import PeerFailed
 
 __all__ = ["Failures"]
 
-_GRACE = 1.0  # seconds that the others get to leave their word
+_GRACE = 3.0  # seconds that the others get to leave their word
 _MAX_WORDS = 2000  # characters of a reason
 
 

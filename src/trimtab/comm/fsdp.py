@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,7 @@ class Unit:
         """The ranks that hold the unit: shards and, with a 2-D mesh, replicas."""
         mesh = self._group.mesh_info
         dims = [dim for dim in (mesh.replicate_mesh_dim, mesh.shard_mesh_dim) if dim is not None]
-        names = mesh.mesh.mesh_dim_names
+        names = mesh.mesh.mesh_dim_names or ()
         if mesh.mesh.ndim == len(dims):
             return tuple(mesh.mesh.mesh.flatten().tolist())
         return tuple(mesh.mesh[tuple(names[dim] for dim in dims)].mesh.flatten().tolist())
@@ -127,8 +127,9 @@ class Unit:
         FSDP2 runs its own all-reduce before the hook, so that gets a group of this rank alone.
         """
         self._whole_mesh = self._group.mesh_info
-        self._group.mesh_info = copy.copy(self._whole_mesh)
-        self._group.mesh_info.replicate_process_group = alone
+        mesh: Any = copy.copy(self._whole_mesh)
+        mesh.replicate_process_group = alone
+        self._group.mesh_info = mesh
         self._module.set_all_reduce_hook(hook)
 
     def restore(self) -> None:
@@ -156,7 +157,7 @@ def units(model: nn.Module) -> list[Unit]:
     found = []
     for name, module in model.named_modules():
         if isinstance(module, FSDPModule):
-            groups: Iterable[FSDPParamGroup] = module._get_fsdp_state()._fsdp_param_groups
+            groups: Sequence[FSDPParamGroup] = module._get_fsdp_state()._fsdp_param_groups
             for group in groups:
                 if len(groups) > 1:
                     raise UsageError(f"{name or 'the model'!r} has parameters on several meshes; expected one mesh")

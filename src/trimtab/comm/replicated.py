@@ -1,6 +1,7 @@
-"""SDP4Bit's two-level gradient exchange for replicated models: a communication hook of DistributedDataParallel."""
+"""SDP4Bit's two-level gradient exchange for replicated models: a communication hook of DistributedDataParallel.
 
-from __future__ import annotations
+DistributedDataParallel looks at the hook's annotations, so they are no texts here.
+"""
 
 import itertools
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ class Replicated(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     nodes: Any = None
     """How ranks are divided into nodes (`Topology`)."""
 
-    def __call__(self, model: DistributedDataParallel, *, plan: Plan | None = None) -> ReplicatedHandle:
+    def __call__(self, model: DistributedDataParallel, *, plan: "Plan | None" = None) -> "ReplicatedHandle":
         """Attach to a model, on all ranks.
 
         Raises:
@@ -63,7 +64,7 @@ class ReplicatedHandle:
     DistributedDataParallel cannot give up a hook, so `remove` makes the exchange exact.
     """
 
-    def __init__(self, model: DistributedDataParallel, settings: Replicated, plan: Plan | None = None) -> None:
+    def __init__(self, model: DistributedDataParallel, settings: Replicated, plan: "Plan | None" = None) -> None:
         self.settings = settings
         self.plan = plan
         self.meter = Meter()
@@ -78,13 +79,11 @@ class ReplicatedHandle:
     def reduce(self, bucket: dist.GradBucket) -> torch.Tensor:
         """Return the average over ranks of the gradients in a bucket."""
         settings, x = self.settings, bucket.buffer()
-        gradients = bucket.gradients()
-        starts = [gradient.storage_offset() - x.storage_offset() for gradient in gradients]
-        exact = [
-            (start, start + gradient.numel())
-            for start, gradient in sorted(zip(starts, gradients, strict=True), key=lambda pair: pair[0])
-            if gradient.numel() and gradient.numel() * gradient.element_size() < settings.min_bytes
-        ]
+        exact = sorted(
+            (at := int(gradient.storage_offset() - x.storage_offset()), at + gradient.numel())
+            for gradient in bucket.gradients()
+            if 0 < gradient.numel() * gradient.element_size() < settings.min_bytes
+        )
         noise = Noise(settings.seed, self.topology.rank, self._reductions, bucket.index())
         scale = 1 / self.topology.size
         layout = Layout(x.numel(), tuple(exact))

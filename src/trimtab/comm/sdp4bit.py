@@ -62,7 +62,8 @@ class SDP4Bit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def __post_init__(self) -> None:
         if self.rounding not in ("stochastic", "nearest") or self.when not in ("auto", "always"):
             raise UsageError(
-                f"rounding={self.rounding!r}, when={self.when!r}; expected 'stochastic' or 'nearest', 'auto' or 'always'"
+                f"rounding={self.rounding!r}, when={self.when!r};"
+                " expected 'stochastic' or 'nearest', 'auto' or 'always'"
             )
         if len(self.grad_bits) != 2:
             raise UsageError(f"grad_bits={self.grad_bits!r}; expected two numbers: inside a node, between nodes")
@@ -96,7 +97,7 @@ class SDP4Bit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         )
 
     def replicated(self) -> Replicated:
-        """Return the settings for DistributedDataParallel: sums come back in as many bits as they have inside a node."""
+        """Return the settings for DistributedDataParallel; sums come back in as many bits as they have in a node."""
         inside, between = self._gradients()
         return Replicated(
             gradients=(inside, between), gather=inside, min_bytes=self.min_bytes, seed=self.seed, nodes=self.nodes

@@ -75,14 +75,15 @@ class Sharded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Send the weights exactly once in so many optimizer steps."""
     seed: int = 0
     nodes: Any = None
-    """How ranks are divided into nodes (`Topology`); only for a 1-D mesh. On a 2-D one, the nodes are the shard groups."""
+    """How ranks are divided into nodes (`Topology`); only for a 1-D mesh. On a 2-D one, shard groups are nodes."""
     levels: tuple[Literal[1, 2], Literal[1, 2]] = (2, 2)
     """Of the weights' gather and the gradients' reduction: in two levels, or flat, though there are nodes."""
 
     def __post_init__(self) -> None:
         if self.min_bytes < 0 or (self.resync_every is not None and self.resync_every < 1):
             raise UsageError(
-                f"min_bytes={self.min_bytes}, resync_every={self.resync_every}; expected at least 0, and at least 1 or None"
+                f"min_bytes={self.min_bytes}, resync_every={self.resync_every};"
+                " expected at least 0, and at least 1 or None"
             )
         if self.reference not in ("device", "cpu", None):
             raise UsageError(f"reference={self.reference!r}; expected 'device', 'cpu' or None")
@@ -139,6 +140,7 @@ class ShardedHandle:
                 self._hooks.append(module.register_load_state_dict_pre_hook(partial(_loaded, member)))
         if self._across is not None:
             alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+            assert isinstance(alone, dist.ProcessGroup)
             for member in self._members:
                 member.unit.replace_all_reduce(member.all_reduce, alone)
 
@@ -224,7 +226,7 @@ class ShardedHandle:
         top = self.gather_topology
         state = repr([(member.unit.name, member.state()) for member in self._members])
         with top.failures.telling():
-            mine = np.array([xxhash.xxh3_64_intdigest(state), self._generation], np.uint64)
+            mine = np.array([xxhash.xxh3_64_intdigest(state.encode()), self._generation], np.uint64)
             found = top.gather_words(mine, self._control)
             if (found != mine).any():
                 raise SettingsDiffer(
@@ -313,8 +315,8 @@ class _Member:
             scale = 1.0
         else:
             raise UsageError(
-                f"gradients of {self.unit.name!r} are to be reduced by {op}, as set_gradient_divide_factor asks; expected"
-                " AVG or SUM: call set_force_sum_reduction_for_comms(True) too"
+                f"gradients of {self.unit.name!r} are to be reduced by {op}, as set_gradient_divide_factor asks;"
+                " expected AVG or SUM: call set_force_sum_reduction_for_comms(True) too"
             )
         self._reduced = self._gradients_layout(output.numel())
         noise = Noise(self.settings.seed, dist.get_rank(), self.reductions, self.bucket * 3 + _GRADIENTS)
@@ -440,8 +442,8 @@ class _Scatter(_Allocating, ReduceScatter):
     ) -> dist.Work | None:
         if input_tensor.dtype not in _FLOATS:
             raise UsageError(
-                f"gradients of {self._member.unit.name!r} are {input_tensor.dtype}; expected float32, bfloat16 or float16:"
-                " set MixedPrecisionPolicy(reduce_dtype=torch.float32)"
+                f"gradients of {self._member.unit.name!r} are {input_tensor.dtype}; expected float32, bfloat16 or"
+                " float16: set MixedPrecisionPolicy(reduce_dtype=torch.float32)"
             )
         self._member.reduce(output_tensor, input_tensor, op)
 
@@ -519,7 +521,7 @@ def _loaded(member: _Member, *arguments: Any) -> None:  # noqa: ARG001 (what a l
 
 
 def _control_group(top: Topology) -> dist.ProcessGroup:
-    """Return a group of the same ranks on which nothing else is sent, so that a rank that is out of step breaks none."""
+    """Return a group of the same ranks for nothing else, in which a rank that is out of step disturbs no message."""
     group = dist.new_group(list(top.global_ranks), timeout=top.timeout, use_local_synchronization=True)
     assert isinstance(group, dist.ProcessGroup)
     return group

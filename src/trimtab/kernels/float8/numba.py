@@ -14,7 +14,7 @@ from numba import types
 
 from trimtab.kernels.float8.ref import ALPHA_RANGE, LAMBDA, MAXIMUM, SCALE_RANGE, SMALLEST, payload_bytes
 from trimtab.kernels.groups.numba import _in_pieces, _rows
-from trimtab.kernels.hadamard.numba import transform_at
+from trimtab.kernels.hadamard.numba import _transform_at
 from trimtab.kernels.jit import kernel
 from trimtab.kernels.words import bits32, float32_of, load32, rounded_like, store32, widened
 
@@ -143,7 +143,7 @@ def _encode(x, payload, size, begin, stop, is_e4m3, group, order, scales, maximu
                 for k in range(group):
                     v[k] *= alpha
             if order:
-                transform_at(uintp(v.ctypes.data), group, order)
+                _transform_at(uintp(v.ctypes.data), group, order)
                 for k in range(group):
                     v[k] *= unit
             most = i32(0)
@@ -203,7 +203,7 @@ def _decode_sum(rows, num_rows, stride, y, size, begin, stop, is_e4m3, group, or
                     for k in range(group):
                         v[k] += values[k] * step
         if order:
-            transform_at(uintp(z.ctypes.data), end - o, order)
+            _transform_at(uintp(z.ctypes.data), end - o, order)
         target = y[o : min(end, y.size)]
         v = z[: target.size]
         for k in range(target.size):

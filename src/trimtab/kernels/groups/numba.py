@@ -13,7 +13,7 @@ import numpy as np
 from numba import types
 
 from trimtab.kernels.groups.ref import SMALLEST, noise_key, padded, payload_bytes
-from trimtab.kernels.hadamard.numba import transform_at
+from trimtab.kernels.hadamard.numba import _transform_at
 from trimtab.kernels.jit import kernel
 from trimtab.kernels.threads import for_each, num_threads
 from trimtab.kernels.words import bits32, float32_of, load32, rounded_like, store32, widened
@@ -42,9 +42,7 @@ u8, u16, u32, u64, i32, i64, f32, uintp = (
 
 
 def encode(x: np.ndarray, payload: np.ndarray, bits: int, group: int, order: int, key: int | None) -> None:
-    size = padded(x.size, group, order)
-    noise = _noise_words(key)
-    _in_pieces(size, group, lambda o, end: _encode(x, payload, size, o, end, bits, group, order, *noise))
+    _encode_pieces(x, x[:0], payload, bits, group, order, key)
 
 
 def decode(payload: np.ndarray, y: np.ndarray, bits: int, group: int, order: int) -> None:
@@ -55,7 +53,7 @@ def decode_sum(payloads: np.ndarray, y: np.ndarray, bits: int, group: int, order
     size = padded(y.size, group, order)
     rows = _rows(payloads)
     factor = np.float32(scale / max(order, 1))
-    _in_pieces(size, group, lambda o, end: _decode_sum(*rows, y, size, o, end, bits, group, order, factor))
+    _in_pieces(size, group, lambda o, end: _decode_sum(*rows, y, size, o, end, bits, group, order, factor, False))
 
 
 def decode_sum_encode(
@@ -82,14 +80,21 @@ def decode_sum_encode(
 def encode_difference(
     x: np.ndarray, reference: np.ndarray, payload: np.ndarray, bits: int, group: int, key: int | None
 ) -> None:
-    size = padded(x.size, group, 0)
-    noise = _noise_words(key)
-    _in_pieces(size, group, lambda o, end: _encode_difference(x, reference, payload, size, o, end, bits, group, *noise))
+    _encode_pieces(x, reference, payload, bits, group, 0, key)
 
 
 def decode_add(payload: np.ndarray, reference: np.ndarray, bits: int, group: int) -> None:
-    size = padded(reference.size, group, 0)
-    _in_pieces(size, group, lambda o, end: _decode_add(payload, reference, size, o, end, bits, group))
+    size, one = padded(reference.size, group, 0), np.float32(1)
+    rows = payload, 1, 0
+    _in_pieces(size, group, lambda o, end: _decode_sum(*rows, reference, size, o, end, bits, group, 0, one, True))
+
+
+def _encode_pieces(
+    x: np.ndarray, reference: np.ndarray, payload: np.ndarray, bits: int, group: int, order: int, key: int | None
+) -> None:
+    size = padded(x.size, group, order)
+    settings = bits, group, order, *_noise_words(key)
+    _in_pieces(size, group, lambda o, end: _encode(x, reference, payload, size, o, end, *settings))
 
 
 def _noise_words(key: int | None) -> tuple[bool, int, int]:
@@ -259,8 +264,15 @@ _NOISE = (types.boolean, types.uint32, types.uint32)
 _INT2, _INT3 = (types.int64,) * 2, (types.int64,) * 3
 
 
-@kernel(*(types.void(_read(scalar), types.uint8[::1], *_RANGE, *_INT3, *_NOISE) for scalar in _ELEMENTS))
-def _encode(x, payload, size, begin, stop, bits, group, order, noisy, low, high):
+@kernel(
+    *(
+        types.void(_read(scalar), _read(other), types.uint8[::1], *_RANGE, *_INT3, *_NOISE)
+        for scalar in _ELEMENTS
+        for other in _ELEMENTS
+    )
+)
+def _encode(x, reference, payload, size, begin, stop, bits, group, order, noisy, low, high):
+    """Encode elements, or, where `reference` is not empty, their differences from those of it."""
     block = max(group, _BLOCK)
     z, codes = np.empty(block, f32), np.empty(group, u8)
     z_bits = z.view(i32)
@@ -268,65 +280,38 @@ def _encode(x, payload, size, begin, stop, bits, group, order, noisy, low, high)
         end = min(o + block, stop)
         source = x[o : min(end, x.size)]
         v = z[: source.size]
-        for k in range(source.size):
+        for k in range(v.size):
             v[k] = widened(source[k])
+        if reference.size:
+            other = reference[o : min(end, x.size)]
+            for k in range(v.size):
+                v[k] -= widened(other[k])
         v = z[source.size : end - o]
         for k in range(v.size):
             v[k] = f32(0)
         if order:
-            transform_at(uintp(z.ctypes.data), end - o, order)
+            _transform_at(uintp(z.ctypes.data), end - o, order)
         _store_groups(z, z_bits, payload, codes, size, o, end, bits, group, noisy, low, high)
 
 
-@kernel(
-    *(
-        types.void(_read(scalar), _read(other), types.uint8[::1], *_RANGE, *_INT2, *_NOISE)
-        for scalar in _ELEMENTS
-        for other in _ELEMENTS
-    )
-)
-def _encode_difference(x, reference, payload, size, begin, stop, bits, group, noisy, low, high):
-    block = max(group, _BLOCK)
-    z, codes = np.empty(block, f32), np.empty(group, u8)
-    z_bits = z.view(i32)
-    for o in range(begin, stop, block):
-        end = min(o + block, stop)
-        source, other = x[o : min(end, x.size)], reference[o : min(end, x.size)]
-        v = z[: source.size]
-        for k in range(v.size):
-            v[k] = widened(source[k]) - widened(other[k])
-        v = z[source.size : end - o]
-        for k in range(v.size):
-            v[k] = f32(0)
-        _store_groups(z, z_bits, payload, codes, size, o, end, bits, group, noisy, low, high)
-
-
-@kernel(*(types.void(*_ROWS, scalar[::1], *_RANGE, *_INT3, types.float32) for scalar in _ELEMENTS))
-def _decode_sum(rows, num_rows, stride, y, size, begin, stop, bits, group, order, factor):
+@kernel(*(types.void(*_ROWS, scalar[::1], *_RANGE, *_INT3, types.float32, types.boolean) for scalar in _ELEMENTS))
+def _decode_sum(rows, num_rows, stride, y, size, begin, stop, bits, group, order, factor, added):
+    """Decode the sum of rows into `y`, or add it there."""
     block = max(group, _BLOCK)
     z, codes = np.empty(block, f32), np.empty(group, u8)
     for o in range(begin, stop, block):
         end = min(o + block, stop)
         _load_groups(rows, num_rows, stride, z, codes, size, o, end, bits, group)
         if order:
-            transform_at(uintp(z.ctypes.data), end - o, order)
+            _transform_at(uintp(z.ctypes.data), end - o, order)
         target = y[o : min(end, y.size)]
         v = z[: target.size]
-        for k in range(target.size):
-            target[k] = rounded_like(target[k], v[k] * factor)
-
-
-@kernel(*(types.void(_read(types.uint8), scalar[::1], *_RANGE, *_INT2) for scalar in _ELEMENTS))
-def _decode_add(payload, reference, size, begin, stop, bits, group):
-    block = max(group, _BLOCK)
-    z, codes = np.empty(block, f32), np.empty(group, u8)
-    for o in range(begin, stop, block):
-        end = min(o + block, stop)
-        _load_groups(payload, 1, 0, z, codes, size, o, end, bits, group)
-        target = reference[o : min(end, reference.size)]
-        v = z[: target.size]
-        for k in range(target.size):
-            target[k] = rounded_like(target[k], widened(target[k]) + v[k])
+        if added:
+            for k in range(v.size):
+                target[k] = rounded_like(target[k], widened(target[k]) + v[k])
+        else:
+            for k in range(v.size):
+                target[k] = rounded_like(target[k], v[k] * factor)
 
 
 @kernel(types.void(*_ROWS, types.uint8[::1], types.int64, *_RANGE, *_INT2, *_INT2, *_NOISE))

@@ -67,7 +67,7 @@ _block32, _block64, _block128, _block256, _block512 = (_block(order) for order i
 
 
 @kernel(types.void(types.uintp, types.int64, types.int64))
-def transform_at(address, size, order):
+def _transform_at(address, size, order):
     """Transform `size` float32 at an address, a multiple of `order`, in place."""
     end, step = address + uintp(4 * size), uintp(4 * order)
     if order == 32:
@@ -94,4 +94,4 @@ def transform_at(address, size, order):
 
 @kernel(types.void(types.float32[::1], types.int64))
 def transform(z, order):
-    transform_at(z.ctypes.data, z.size, order)
+    _transform_at(z.ctypes.data, z.size, order)
