@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -64,8 +65,12 @@ SCALES = {
 """Name -> scale: of the claims, and of a quick check."""
 
 EXACT = "stock"
+EXACT_2D = "2-D stock"
 TRAINED = ("stock", "fp8", "int8", "fp8-1", "exact", "bf16", "int6", "fp8, sequence", "int8, sequence", "int8, chosen")
-TIMED = ("stock", "bf16", "fp8", "int8", "int6")
+TRAINED_2D = (EXACT_2D, "2-D both", "2-D TACO", "2-D SDP4Bit")
+TIMED = (EXACT, "bf16", "fp8", "fp8-1", "int8", "int6")
+BLOCK, NUM_ROUNDS = 2, 7
+"""Steps of a turn, and turns, where steps are timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,7 @@ class Run:
     @property
     def path(self) -> Path:
         """Where its results are kept."""
-        words = [self.job, *self.ways, self.rate or f"seed {self.seed}"]
+        words = [self.job, *self.ways, self.rate or ("unshaped" if self.job == "steps" else f"seed {self.seed}")]
         return CACHE / self.scale.replace(" ", "_") / ("-".join(words).replace(" ", "_").replace(",", "") + ".json")
 
     @property
@@ -120,10 +125,29 @@ class Run:
 
 
 def loss_runs(scale: str) -> Iterator[Run]:
-    """Yield the runs that train, seed by seed."""
-    for seed in range(SCALES[scale].seeds):
-        for way in TRAINED:
-            yield Run(scale, "losses", (way,), seed=seed)
+    """Yield the runs that train, seed by seed, those of the claims first."""
+    for ways in (TRAINED[:4], TRAINED_2D, TRAINED[4:]):
+        for seed in range(SCALES[scale].seeds):
+            for way in ways:
+                yield Run(scale, "losses", (way,), seed=seed)
+
+
+def unshaped(scale: str, exact: str) -> Run:
+    """Return the run whose steps cost next to nothing but computation: the links are as fast as the machine."""
+    return Run(scale, "steps", (exact,), block=BLOCK, num_rounds=NUM_ROUNDS)
+
+
+def half(scale: str, exact: str) -> str:
+    """Return the rate of a link at which exact communication takes half of a step: as long as the computation."""
+    found = unshaped(scale, exact).results()
+    seconds, num_bytes = (statistics.median(found[key][exact]) for key in ("seconds", "sent_bytes"))
+    return f"{8e-6 * num_bytes / seconds:.3g}mbit"
+
+
+def step_runs(scale: str) -> Iterator[Run]:
+    """Yield the runs in which ways take turns, exact communication being half of the step."""
+    for ways in (TIMED, TRAINED_2D):
+        yield Run(scale, "steps", ways, block=BLOCK, num_rounds=NUM_ROUNDS, rate=half(scale, ways[0]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -131,7 +155,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.tensor_runs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    kinds: dict[str, Callable[[], Iterator[Run]]] = {"losses": lambda: loss_runs(args.scale)}
+    kinds: dict[str, Callable[[], Iterator[Run]]] = {
+        "losses": lambda: loss_runs(args.scale),
+        "steps": lambda: step_runs(args.scale),
+    }
     parser.add_argument("kind", choices=kinds)
     parser.add_argument("--scale", choices=SCALES, default="4 layers")
     parser.add_argument("--limit", type=int, help="how many missing runs to start at most")

@@ -122,7 +122,7 @@ WAYS: Mapping[str, Way] = {
     "fp8-1": Way(lambda: taco(codec="fp8-1"), "the same with one scale"),
     "int8": Way(lambda: taco(codec="int8"), "8-bit integers, one scale per 128, Hadamard"),
     "int6": Way(lambda: taco(codec="int6"), "6-bit integers, one scale per 128, Hadamard"),
-    "int8, chosen": Way(lambda: taco(codec="int8", hadamard=None), "int8, Hadamard where the first batch says so"),
+    "int8, chosen": Way(lambda: taco(codec="int8", hadamard=None), "int8, Hadamard where it errs less"),
     "exact, sequence": Way(lambda: sequence_parallel(codec="exact"), "sequence parallel, without a codec"),
     "fp8, sequence": Way(lambda: sequence_parallel(codec="fp8"), "sequence parallel, as published"),
     "int8, sequence": Way(lambda: sequence_parallel(codec="int8"), "sequence parallel, 8-bit integers"),

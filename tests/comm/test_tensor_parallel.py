@@ -20,6 +20,10 @@ def test_styles(tmp_path):
     run_ranks(RANKS, 4, "styles+layers+payloads", str(tmp_path), folder=tmp_path)
 
 
+def test_with_sdp4bit_on_a_mesh(tmp_path):
+    run_ranks(RANKS, 4, "grid", str(tmp_path), folder=tmp_path)
+
+
 def test_any_number_of_ranks(tmp_path):
     run_ranks(RANKS, 3, "functions", str(tmp_path), folder=tmp_path)
 

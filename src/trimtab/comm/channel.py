@@ -1,8 +1,9 @@
 """Channel: the way of one tensor between ranks, packed or exact, and what was learnt of the tensor.
 
 Data-driven reshaping (TACO, HPDC 2026): values that share a scale should be of one size, so groups run along the last
-dimension, "hidden", or along all the others, "token", whichever errs less on the first batch that passes. The paper
-names the idea and shows no rule; this one, and the choice of the Hadamard transform by the same measure, are ours.
+dimension, "hidden", or along all the others, "token", whichever errs less on a batch, the first one and then one in so
+many. Each row and each column counts alike in the error, for it is the small ones beside a large one that suffer. The
+paper names the idea and shows no rule; this one, and the choice of the Hadamard transform by it, are ours.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from trimtab.comm.exchange import Exchange
 from trimtab.comm.topology import Topology
 from trimtab.errors import ShapeError, UsageError
 
-__all__ = ["MIN_BYTES", "Channel", "Group", "Shaping", "evenly", "exchange_of", "packers"]
+__all__ = ["CALIBRATE", "MIN_BYTES", "Channel", "Group", "Shaping", "evenly", "exchange_of", "packers"]
 
 Axis = Literal["hidden", "token"]
 Group = Literal[32, 64, 128, 256, 512]
@@ -29,8 +30,10 @@ Group = Literal[32, 64, 128, 256, 512]
 
 MIN_BYTES = 16384
 """Tensors below this size travel exactly: headers, padding and the second hop would eat what packing saves."""
+CALIBRATE = 100
+"""One tensor in so many decides: what a model sends at first says little of what it sends later."""
 GAIN = 0.9
-"""What departs from the plain way must bring the squared error below this share of the plain way's."""
+"""What departs from the plain way must bring the error below this share of the plain way's."""
 
 _FLOATS: dict[str, tuple[Literal["e4m3", "e5m2"], Literal[1, 2]]] = {
     "fp8": ("e4m3", 2),
@@ -97,20 +100,21 @@ class Channel:
 
     Args:
         exchange: carries the messages.
-        codecs: to choose from on the first batch; the first one is the usual. None: all travels exactly.
+        codecs: to choose from; the first one is the usual. None: all travels exactly.
         min_bytes: tensors below this size travel exactly.
-        calibrate: choose the axis on the first batch; else groups run along the last dimension.
+        calibrate: one in so many tensors decides on axis and codec; 0 leaves groups along the last dimension, and
+            the codec to the first tensor.
     """
 
-    def __init__(self, exchange: Exchange, codecs: tuple[WireCodec, ...], *, min_bytes: int, calibrate: bool) -> None:
+    def __init__(self, exchange: Exchange, codecs: tuple[WireCodec, ...], *, min_bytes: int, calibrate: int) -> None:
         axes: tuple[Axis, ...] = ("hidden", "token") if calibrate else ("hidden",)
         self.exchange = exchange
-        self.min_bytes = min_bytes
+        self.min_bytes, self.calibrate = min_bytes, calibrate
         self.shaping: Shaping | None = None
         """The choice, once a tensor that is not too small has passed."""
         self._candidates = tuple(Shaping(axis, codec) for codec in codecs for axis in axes)
         self._errors: list[float] = []
-        self._num_calls = self._num_exact = 0
+        self._num_calls = self._num_exact = self._num_changes = 0
 
     @property
     def rank(self) -> int:
@@ -154,35 +158,37 @@ class Channel:
         chosen = None if self.shaping is None else {"axis": self.shaping.axis, "codec": str(self.shaping.codec)}
         return {
             "chosen": chosen,
-            "normalised_mean_squared_errors": [
+            "relative_squared_errors": [
                 {"axis": shaping.axis, "codec": str(shaping.codec), "value": error}
                 for shaping, error in zip(self._candidates, self._errors, strict=False)
             ],
             "calls": self._num_calls,
             "exact_calls": self._num_exact,
+            "changes": self._num_changes,
         }
 
     def _way(self, x: Tensor) -> tuple[Shaping, torch.dtype]:
-        """Return how x travels, and as which dtype; the first tensor that is not too small decides for the others."""
+        """Return how x travels, and as which dtype."""
         self._num_calls += 1
         if not self._candidates or x.numel() * x.element_size() < max(self.min_bytes, 1):
             self._num_exact += 1
             return _EXACT, x.dtype
         dtype = torch.float32 if x.dtype == torch.float16 else x.dtype  # which the codecs do not take
-        if self.shaping is None:
-            self.shaping = self._choose(x.to(dtype))
+        num_packed = self._num_calls - self._num_exact - 1
+        if self.shaping is None or (self.calibrate and num_packed % self.calibrate == 0):
+            chosen = self._choose(x.to(dtype))
+            self._num_changes += self.shaping not in (None, chosen)
+            self.shaping = chosen
         return self.shaping, dtype
 
     def _choose(self, x: Tensor) -> Shaping:
         """Return the candidate of the least error over all ranks, by numbers that all ranks have, and add alike."""
         if len(self._candidates) == 1:
             return self._candidates[0]
-        mine = [*(_squared_error(x, shaping) for shaping in self._candidates), x.double().square().sum().item()]
-        gathered = self.exchange.topology.gather_words(torch.tensor(mine, dtype=torch.float64).numpy())
-        *found, total = gathered.sum(0).tolist()
-        self._errors = [error / total if total else 0.0 for error in found]
-        best = min(range(len(found)), key=found.__getitem__)
-        return self._candidates[best if found[best] < GAIN * found[0] else 0]
+        mine = torch.tensor([_error(x, shaping) for shaping in self._candidates], dtype=torch.float64)
+        self._errors = self.exchange.topology.gather_words(mine.numpy()).mean(0).tolist()
+        best = min(range(len(mine)), key=self._errors.__getitem__)
+        return self._candidates[best if self._errors[best] < GAIN * self._errors[0] else 0]
 
 
 def evenly(x: Tensor, dim: int, num_ranks: int) -> tuple[Tensor, ...]:
@@ -199,12 +205,16 @@ def evenly(x: Tensor, dim: int, num_ranks: int) -> tuple[Tensor, ...]:
     return x.chunk(num_ranks, dim)
 
 
-def _squared_error(x: Tensor, shaping: Shaping) -> float:
-    """Return what packing costs x: the sum of squared differences."""
+def _error(x: Tensor, shaping: Shaping) -> float:
+    """Return what packing costs x: squared error over squared values, the mean of all rows and all columns."""
     assert shaping.codec is not None
     flat = shaping.rows(x).reshape(-1)
     payload = torch.empty(shaping.codec.payload_bytes(flat.numel()), dtype=torch.uint8, device=x.device)
     shaping.codec.encode(flat, payload)
     y = torch.empty_like(flat)
     shaping.codec.decode(payload, y)
-    return (flat.double() - y.double()).square().sum().item()
+    error, square = ((flat.double() - y.double()).square(), flat.double().square())
+    shape = torch.Size((flat.numel() // x.shape[-1], x.shape[-1])) if x.ndim else torch.Size((1, 1))
+    error, square = shaping.shaped(error, shape), shaping.shaped(square, shape)
+    shares = [(error.sum(dim) / square.sum(dim))[square.sum(dim) != 0] for dim in (0, 1)]
+    return sum(share.mean().item() for share in shares if share.numel()) / 2

@@ -27,7 +27,7 @@ from torch.distributed.tensor.placement_types import Placement
 
 from trimtab.codecs.wire import WireCodec
 from trimtab.comm import autograd
-from trimtab.comm.channel import MIN_BYTES, Channel, Group, exchange_of, packers
+from trimtab.comm.channel import CALIBRATE, MIN_BYTES, Channel, Group, exchange_of, packers
 from trimtab.errors import BackendUnavailable
 
 _WHOLE = (Replicate(),)
@@ -43,11 +43,12 @@ class Packing(TypedDict, total=False):
     group: Group
     """Values that share a scale: 32, 64, 128 (default), 256 or 512."""
     hadamard: bool | None
-    """Whether groups are transformed first, as published and by default; None decides on the first batch."""
+    """Whether groups are transformed first, as published and by default; None decides as `calibrate` says."""
     min_bytes: int
     """Tensors below this size travel exactly; 16 KiB by default."""
-    calibrate: bool
-    """Whether the first batch decides, for each module and direction, which axis groups run along (default)."""
+    calibrate: int
+    """One batch in so many decides, for each module and direction, which axis groups run along, the first one among
+    them; 100 by default. 0 leaves them along the last dimension, as published, and the transform to the first batch."""
 
 
 class _Channels:
@@ -57,7 +58,7 @@ class _Channels:
         self._packing = packing
         self._codecs = packers(packing.get("codec", "fp8"), packing.get("group", 128), packing.get("hadamard", True))
         self._min_bytes = packing.get("min_bytes", MIN_BYTES)
-        self._calibrate = packing.get("calibrate", True)
+        self._calibrate = packing.get("calibrate", CALIBRATE)
         self._of: weakref.WeakKeyDictionary[nn.Module, dict[str, Channel]] = weakref.WeakKeyDictionary()
 
     def open(self, module: nn.Module, mesh: DeviceMesh, *uses: str) -> None:
