@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from bench import tensor_parallel, tensor_runs
@@ -57,3 +59,16 @@ def test_runs_and_ways_agree():
         runs = list(tensor_runs.loss_runs(scale))
         assert {way for run in runs for way in run.ways} <= set(WAYS)
         assert len({run.path for run in runs}) == len(runs)
+
+
+def test_what_was_run_is_not_run_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(tensor_runs, "CACHE", tmp_path)
+    run = Run("small", "losses", ("fp8, sequence",), seed=1)
+    assert run.found() is None
+    run.path.parent.mkdir(parents=True)
+    run.path.write_text(json.dumps({"settings": run.settings, "results": {"validation": 2.5}}))
+    assert run.results() == {"validation": 2.5}
+    assert Run("small", "losses", ("fp8, sequence",), seed=2).found() is None
+    kept = run.settings | {"scale": {}}
+    run.path.write_text(json.dumps({"settings": kept, "results": {"validation": 2.5}}))
+    assert run.found() is None, "another scale of that name"

@@ -84,7 +84,7 @@ def cube() -> None:
 
     shape = (2, size.context, size.width)
     module = gpt.make(size, 0)
-    del module.blocks[1 - stage]
+    delattr(module.blocks, str(1 - stage))  # `del` would number the other one anew
     parallelize_module(module, mesh["tensor"], taco(codec="int8"))
     for part in (*module.blocks, module):
         fully_shard(part, mesh=mesh["data"], reshard_after_forward=False)
