@@ -15,10 +15,16 @@ _HOMES = {
     "Meter": "meter",
     "Netlab": "netlab",
     "Noise": "format",
+    "PipelineReceive": "pipeline",
+    "PipelineSend": "pipeline",
     "Plan": "planner",
     "Replicated": "replicated",
     "SDP4Bit": "sdp4bit",
     "Sharded": "sharded",
+    "TacoColwise": "tensor_parallel",
+    "TacoRowwise": "tensor_parallel",
+    "TacoSequenceParallel": "tensor_parallel",
+    "TacoShared": "tensor_parallel",
     "Topology": "topology",
 }
 
@@ -32,11 +38,17 @@ if TYPE_CHECKING:
     from trimtab.comm.link import Link as Link
     from trimtab.comm.meter import Meter as Meter
     from trimtab.comm.netlab import Netlab as Netlab
+    from trimtab.comm.pipeline import PipelineReceive as PipelineReceive
+    from trimtab.comm.pipeline import PipelineSend as PipelineSend
     from trimtab.comm.planner import Plan as Plan
     from trimtab.comm.replicated import Replicated as Replicated
     from trimtab.comm.sdp4bit import Exact as Exact
     from trimtab.comm.sdp4bit import SDP4Bit as SDP4Bit
     from trimtab.comm.sharded import Sharded as Sharded
+    from trimtab.comm.tensor_parallel import TacoColwise as TacoColwise
+    from trimtab.comm.tensor_parallel import TacoRowwise as TacoRowwise
+    from trimtab.comm.tensor_parallel import TacoSequenceParallel as TacoSequenceParallel
+    from trimtab.comm.tensor_parallel import TacoShared as TacoShared
     from trimtab.comm.topology import Topology as Topology
 
 

@@ -128,6 +128,9 @@ class ShardedHandle:
         self._gather = Exchange(self.gather_topology, text, self.meter)
         self._reduce = Exchange(self.reduce_topology, text, self.meter)
         self._across = Exchange(self._replicas, text, self.meter) if self._replicas else None
+        replica = self._replicas.rank if self._replicas else 0
+        # not the global rank: ranks that hold the same weights in another dimension of the mesh need the same noise
+        self.place = replica * self.gather_topology.size + self.gather_topology.rank
         self._members = [_Member(self, bucket, unit) for bucket, unit in enumerate(found)]
         self._hooks: list[Any] = [
             register_optimizer_step_pre_hook(_weakly(self._stepping)),
@@ -323,7 +326,7 @@ class _Member:
                 " expected AVG or SUM: call set_force_sum_reduction_for_comms(True) too"
             )
         self._reduced = self._gradients_layout(output.numel())
-        noise = Noise(self.settings.seed, dist.get_rank(), self.reductions, self.bucket * 3 + _GRADIENTS)
+        noise = Noise(self.settings.seed, self.handle.place, self.reductions, self.bucket * 3 + _GRADIENTS)
         exchange.reduce_scatter(output, input, self.settings.gradients, layout=self._reduced, scale=scale, noise=noise)
         self.reductions += 1
 
@@ -333,7 +336,7 @@ class _Member:
         assert exchange is not None
         inside, between = self.settings.gradients
         scale = 1 / exchange.topology.size if self.unit.averages else 1.0
-        noise = Noise(self.settings.seed, dist.get_rank(), self.reductions, self.bucket * 3 + _REPLICAS)
+        noise = Noise(self.settings.seed, self.handle.place, self.reductions, self.bucket * 3 + _REPLICAS)
         exchange.all_reduce(x, between, gather=inside, layout=self._reduced, scale=scale, noise=noise)
 
     def _due(self) -> bool:
