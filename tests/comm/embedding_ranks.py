@@ -110,7 +110,7 @@ def values() -> None:
 
 
 def modes() -> None:
-    """Evaluation counts no steps and keeps no graph; an exchange repeats to the last bit; the global RNG is let alone."""
+    """Evaluation counts no steps and keeps no graph; exchanges repeat bit by bit; the global RNG is let alone."""
     settings = EmbeddingExchange(bound=Abs(0.01), bandwidth=1e5)
     state = torch.get_rng_state()
     found = []

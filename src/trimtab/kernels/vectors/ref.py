@@ -27,8 +27,8 @@ def quantise(
     """Fill `codes` (int16[n]) with the multiples of `step` nearest to `x` (float32[n]), and list where they fail.
 
     An element fails unless ``|x - q * step| <= limit`` in float32 and |q| <= `MAX_CODE`; `inverse` is about 1 / step.
-    Returns the lowest and the highest code, and how many elements fail; of their `places` (int64, ascending) there are as
-    many as there is room for.
+    Returns the lowest and the highest code, and how many elements fail; of their `places` (int64, ascending) there are
+    as many as there is room for.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         q = (x * inverse + MAGIC).view(np.int32) - MAGIC_BITS
