@@ -113,7 +113,8 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """What the results depend on."""
-        return {"run": msgspec.to_builtins(self), "scale": msgspec.to_builtins(SCALES[self.scale])}
+        settings = {"run": msgspec.to_builtins(self), "scale": msgspec.to_builtins(SCALES[self.scale])}
+        return json.loads(json.dumps(settings))  # lists for tuples, as they are read
 
     def found(self) -> dict[str, Any] | None:
         """Return the results, if they are there and of these settings."""
