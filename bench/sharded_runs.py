@@ -9,9 +9,6 @@ loopback; the link between the nodes is shaped where steps are timed.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +16,10 @@ from typing import Any
 
 import msgspec
 
+from bench import jobs
 from bench.gpt import SIZES, Size
 from bench.harness import NUM_ROUNDS
-from trimtab.comm.netlab import Netlab
+from bench.jobs import Job
 
 CACHE = Path(__file__).parents[1] / ".cache" / "sharded"
 NODES, RANKS_PER_NODE = 2, 2
@@ -92,8 +90,11 @@ DRAWN = (STOCK, "exact, two levels", "DDP, fp16 hook")
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Run(Job):
     """One job, or what it found."""
+
+    module = "bench.sharded_ranks"
+    nodes, ranks_per_node = NODES, RANKS_PER_NODE
 
     scale: str
     job: str
@@ -106,42 +107,21 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """Where its results are kept."""
         words = [self.job, *self.ways, self.rate or f"seed {self.seed}", self.label]
         return CACHE / self.scale / ("-".join(word for word in words if word).replace(" ", "_") + ".json")
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What the results depend on."""
-        settings = {"run": msgspec.to_builtins(self), "scale": msgspec.to_builtins(SCALES[self.scale])}
-        return json.loads(json.dumps(settings))  # lists for tuples, as they are read
+    def depends_on(self) -> dict[str, Any]:
+        return {"run": msgspec.to_builtins(self), "scale": msgspec.to_builtins(SCALES[self.scale])}
 
-    def found(self) -> dict[str, Any] | None:
-        """Return the results, if they are there and of these settings."""
-        if not self.path.exists():
-            return None
-        kept = json.loads(self.path.read_text())
-        return kept["results"] if kept["settings"] == self.settings else None
+    @property
+    def arguments(self) -> list[str]:
+        numbers = ["--seed", str(self.seed), "--steps", str(self.num_steps), "--rounds", str(self.num_rounds)]
+        return [self.job, "--scale", self.scale, "--ways", *self.ways, *numbers]
 
-    def results(self) -> dict[str, Any]:
-        """Return the results; start the job unless they are there.
-
-        Raises:
-            CommError: a rank failed.
-        """
-        found = self.found()
-        if found is not None:
-            return found
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        out = self.path.with_suffix(".part")
-        command = [sys.executable, "-m", "bench.sharded_ranks", self.job, "--scale", self.scale, "--ways", *self.ways]
-        command += ["--seed", str(self.seed), "--steps", str(self.num_steps), "--rounds", str(self.num_rounds)]
-        with Netlab(nodes=NODES, ranks_per_node=RANKS_PER_NODE, rate=self.rate) as lab:
-            result = lab.run([*command, "--out", str(out)], timeout=7200).check()
-        found = json.loads(out.read_text()) | {"mode": result.mode}
-        out.write_text(json.dumps({"settings": self.settings, "results": found}))
-        out.replace(self.path)
-        return found
+    @property
+    def link_rate(self) -> str | None:
+        return self.rate
 
 
 def loss_runs(scale: str) -> Iterator[Run]:
@@ -167,25 +147,17 @@ def step_runs(scale: str, num_rounds: int) -> Iterator[Run]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.sharded_runs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
     kinds: dict[str, Callable[[], Iterator[Run]]] = {
         "losses": lambda: loss_runs(args.scale),
         "steps": lambda: step_runs(args.scale, args.rounds),
     }
-    parser.add_argument("kind", choices=kinds)
+    parser = jobs.parser("bench.sharded_runs", __doc__, kinds)
     parser.add_argument("--scale", choices=SCALES, default="10M")
     parser.add_argument(
         "--rounds", type=int, default=NUM_ROUNDS, help=f"timed turns of each way (default {NUM_ROUNDS})"
     )
-    parser.add_argument("--limit", type=int, help="how many missing runs to start at most")
-    parser.add_argument("--ways", nargs="*", help="only runs of these (default all)")
     args = parser.parse_args(argv)
-    missing = [run for run in kinds[args.kind]() if run.found() is None and (not args.ways or run.ways[0] in args.ways)]
-    for number, run in enumerate(missing[: args.limit], 1):
-        print(f"{number} of {len(missing)}: {run.path.stem}", file=sys.stderr, flush=True)
-        run.results()
+    jobs.run_missing([run for run in kinds[args.kind]() if not args.ways or run.ways[0] in args.ways], args.limit)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,7 @@ A run that is there is not repeated, so the same command goes on where it stoppe
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +16,9 @@ from typing import Any
 
 import msgspec
 
+from bench import jobs
 from bench.gpt import Size
-from trimtab.comm.netlab import Netlab
+from bench.jobs import Job
 
 CACHE = Path(__file__).parents[1] / ".cache" / "tensor"
 NUM_RANKS = 4
@@ -74,8 +72,11 @@ BLOCK, NUM_ROUNDS = 2, 7
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Run(Job):
     """One job, or what it found."""
+
+    module = "bench.tensor_ranks"
+    nodes, ranks_per_node = NUM_RANKS, 1
 
     scale: str
     job: str
@@ -87,42 +88,21 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """Where its results are kept."""
         words = [self.job, *self.ways, self.rate or ("unshaped" if self.job == "steps" else f"seed {self.seed}")]
         return CACHE / self.scale.replace(" ", "_") / ("-".join(words).replace(" ", "_").replace(",", "") + ".json")
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What the results depend on."""
-        settings = {"run": msgspec.to_builtins(self), "scale": msgspec.to_builtins(SCALES[self.scale])}
-        return json.loads(json.dumps(settings))  # lists for tuples, as they are read
+    def depends_on(self) -> dict[str, Any]:
+        return {"run": msgspec.to_builtins(self), "scale": msgspec.to_builtins(SCALES[self.scale])}
 
-    def found(self) -> dict[str, Any] | None:
-        """Return the results, if they are there and of these settings."""
-        if not self.path.exists():
-            return None
-        kept = json.loads(self.path.read_text())
-        return kept["results"] if kept["settings"] == self.settings else None
+    @property
+    def arguments(self) -> list[str]:
+        numbers = ["--seed", str(self.seed), "--block", str(self.block), "--rounds", str(self.num_rounds)]
+        return [self.job, "--scale", self.scale, "--ways", *self.ways, *numbers]
 
-    def results(self) -> dict[str, Any]:
-        """Return the results; start the job unless they are there.
-
-        Raises:
-            CommError: a rank failed.
-        """
-        found = self.found()
-        if found is not None:
-            return found
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        out = self.path.with_suffix(".part")
-        command = [sys.executable, "-m", "bench.tensor_ranks", self.job, "--scale", self.scale, "--ways", *self.ways]
-        command += ["--seed", str(self.seed), "--block", str(self.block), "--rounds", str(self.num_rounds)]
-        with Netlab(nodes=NUM_RANKS, ranks_per_node=1, rate=self.rate) as lab:
-            result = lab.run([*command, "--out", str(out)], timeout=7200).check()
-        found = json.loads(out.read_text()) | {"mode": result.mode}
-        out.write_text(json.dumps({"settings": self.settings, "results": found}))
-        out.replace(self.path)
-        return found
+    @property
+    def link_rate(self) -> str | None:
+        return self.rate
 
 
 def loss_runs(scale: str) -> Iterator[Run]:
@@ -153,22 +133,14 @@ def step_runs(scale: str) -> Iterator[Run]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.tensor_runs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
     kinds: dict[str, Callable[[], Iterator[Run]]] = {
         "losses": lambda: loss_runs(args.scale),
         "steps": lambda: step_runs(args.scale),
     }
-    parser.add_argument("kind", choices=kinds)
+    parser = jobs.parser("bench.tensor_runs", __doc__, kinds)
     parser.add_argument("--scale", choices=SCALES, default="4 layers")
-    parser.add_argument("--limit", type=int, help="how many missing runs to start at most")
-    parser.add_argument("--ways", nargs="*", help="only runs of these (default all)")
     args = parser.parse_args(argv)
-    missing = [run for run in kinds[args.kind]() if run.found() is None and (not args.ways or run.ways[0] in args.ways)]
-    for number, run in enumerate(missing[: args.limit], 1):
-        print(f"{number} of {len(missing)}: {run.path.stem}", file=sys.stderr, flush=True)
-        run.results()
+    jobs.run_missing([run for run in kinds[args.kind]() if not args.ways or run.ways[0] in args.ways], args.limit)
 
 
 if __name__ == "__main__":
