@@ -217,14 +217,14 @@ def drift() -> None:
     loss_of(model, batch(0)).backward()
     optimizer.step()
     for step in range(12):
-        before = [member.reference.clone() for member in handle._members]
+        before = [one.reference.clone() for one in handle._units]
         changes = [
             (torch.cat([p._sharded_param_data for p in m.unit._params]) - reference[dist.get_rank()]).abs()
-            for m, reference in zip(handle._members, before, strict=True)
+            for m, reference in zip(handle._units, before, strict=True)
         ]
         train(model, torch.optim.SGD(model.parameters(), lr=0.0), range(step, step + 1))  # gathers, changes nothing
         worst = 0.0
-        for member, change in zip(handle._members, changes, strict=True):
+        for member, change in zip(handle._units, changes, strict=True):
             master = torch.cat([param._sharded_param_data for param in member.unit._params])
             error = (master - member.reference[dist.get_rank()]).abs()
             for start, stop, exact in member._weights_layout(None).runs:
@@ -253,7 +253,7 @@ def uses() -> None:
             loss_of(model, batch(10 * step + micro)).backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert handle._members[1].exact_gathers == 1 and handle._members[1].steps == 0, "frozen: sent once"
+    assert handle._units[1].exact_gathers == 1 and handle._units[1].steps == 0, "frozen: sent once"
     report = handle.report["operations"]
     assert report["reduce_scatter"]["calls"] == 3 * 2 and report["all_gather"]["calls"] == 3 + 2 * 2
     with torch.no_grad():

@@ -39,10 +39,11 @@ from trimtab.codecs.sdp4bit import Groups
 from trimtab.codecs.wire import WireCodec
 from trimtab.comm.exchange import Exchange
 from trimtab.comm.failures import Failures
-from trimtab.comm.format import Format, Layout, Noise
-from trimtab.comm.fsdp import AllGather, ReduceScatter, Unit, units
+from trimtab.comm.format import Format, Layout
+from trimtab.comm.fsdp import Unit, units
 from trimtab.comm.meter import Meter
-from trimtab.comm.topology import Topology, all_gather_bytes
+from trimtab.comm.sharded_unit import Exchanges, Gather, Scatter, ShardedUnit
+from trimtab.comm.topology import Topology
 from trimtab.comm.wire import message_bytes
 from trimtab.errors import SettingsDiffer, UsageError
 
@@ -51,8 +52,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Sharded", "ShardedHandle", "bytes_a_node_sends", "topologies"]
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_WEIGHTS, _GRADIENTS, _REPLICAS = range(3)  # kinds of noise
 _names = itertools.count()
 
 
@@ -125,28 +124,31 @@ class ShardedHandle:
         self._generation = 0  # changes of what is to be sent
         self._agreed = 0  # how many of them the ranks have compared
         text = _describe(settings, found)
-        self._gather = Exchange(self.gather_topology, text, self.meter)
-        self._reduce = Exchange(self.reduce_topology, text, self.meter)
-        self._across = Exchange(self._replicas, text, self.meter) if self._replicas else None
         replica = self._replicas.rank if self._replicas else 0
-        # not the global rank: ranks that hold the same weights in another dimension of the mesh need the same noise
-        self.place = replica * self.gather_topology.size + self.gather_topology.rank
-        self._members = [_Member(self, bucket, unit) for bucket, unit in enumerate(found)]
+        exchanges = Exchanges(
+            gather=Exchange(self.gather_topology, text, self.meter),
+            reduce=Exchange(self.reduce_topology, text, self.meter),
+            across=Exchange(self._replicas, text, self.meter) if self._replicas else None,
+            meter=self.meter,
+            place=replica * self.gather_topology.size + self.gather_topology.rank,
+            agree=self.agree,
+        )
+        self._units = [ShardedUnit(settings, exchanges, bucket, unit) for bucket, unit in enumerate(found)]
         self._hooks: list[Any] = [
             register_optimizer_step_pre_hook(_weakly(self._stepping)),
             register_optimizer_step_post_hook(_weakly(self._stepped)),
         ]
         for hook in self._hooks:  # they stand in lists of all optimizers, which must not keep the model alive
             weakref.finalize(self, hook.remove)
-        for member in self._members:
-            member.unit.use(_Gather(member), _Scatter(member))
-            for module in member.unit.modules:
-                self._hooks.append(module.register_load_state_dict_pre_hook(partial(_loaded, member)))
-        if self._across is not None:
+        for one in self._units:
+            one.unit.use(Gather(one), Scatter(one))
+            for module in one.unit.modules:
+                self._hooks.append(module.register_load_state_dict_pre_hook(partial(self._loaded, one)))
+        if self._replicas is not None:
             alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
             assert isinstance(alone, dist.ProcessGroup)
-            for member in self._members:
-                member.unit.replace_all_reduce(member.all_reduce, alone)
+            for one in self._units:
+                one.unit.replace_all_reduce(one.all_reduce, alone)
 
     def resync(self) -> None:
         """Send all weights exactly with the next gather; on all ranks.
@@ -154,13 +156,13 @@ class ShardedHandle:
         Call it after weights were changed by anything but an optimizer or `load_state_dict`. Called where a checkpoint
         is saved, it makes this run go on as one that is resumed from there.
         """
-        for member in self._members:
-            member.resync()
+        for one in self._units:
+            one.resync()
         self._generation += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters that the noise comes from, the same on all ranks; weights are the checkpoint's matter."""
-        return {member.unit.name: [member.steps, member.reductions] for member in self._members}
+        return {one.unit.name: [one.steps, one.reductions] for one in self._units}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on counting where `state_dict` stood, and send weights exactly next; on all ranks.
@@ -168,11 +170,11 @@ class ShardedHandle:
         Raises:
             UsageError: the state is another model's.
         """
-        names = [member.unit.name for member in self._members]
+        names = [one.unit.name for one in self._units]
         if sorted(state) != sorted(names):
             raise UsageError(f"the state has counters of {sorted(state)}; expected those of {sorted(names)}")
-        for member in self._members:
-            member.steps, member.reductions = (int(count) for count in state[member.unit.name])
+        for one in self._units:
+            one.steps, one.reductions = (int(count) for count in state[one.unit.name])
         self.resync()
 
     def remove(self) -> None:
@@ -180,25 +182,25 @@ class ShardedHandle:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        for member in self._members:
-            member.unit.restore()
-            member.reference = None
+        for one in self._units:
+            one.unit.restore()
+            one.reference = None
 
     @property
     def report(self) -> dict[str, Any]:
         """What was sent since the meter's last reset, how far it was off, and what is kept."""
-        sizes = [(s.num_bytes, s.num_bytes < self.settings.min_bytes) for m in self._members for s in m.unit.segments]
-        references = [m.reference for m in self._members if m.reference is not None]
+        sizes = [(s.num_bytes, s.num_bytes < self.settings.min_bytes) for one in self._units for s in one.unit.segments]
+        references = [one.reference for one in self._units if one.reference is not None]
         return {
             "topology": repr(self.reduce_topology),
             "replicas": self._replicas.size if self._replicas else 1,
-            "units": len(self._members),
+            "units": len(self._units),
             "packed_parameter_bytes": sum(size for size, exact in sizes if not exact),
             "exact_parameter_bytes": sum(size for size, exact in sizes if exact),
             "reference_bytes": sum(reference.numel() * reference.element_size() for reference in references),
-            "exact_gathers": sum(member.exact_gathers for member in self._members),
-            "largest_sampled_drift": max((member.drift for member in self._members), default=0.0),
-            "reductions_of_unknown_parts": sum(member.unknown for member in self._members),
+            "exact_gathers": sum(one.exact_gathers for one in self._units),
+            "largest_sampled_drift": max((one.drift for one in self._units), default=0.0),
+            "reductions_of_unknown_parts": sum(one.unknown for one in self._units),
             "plan": None if self.plan is None else self.plan.report,
             **self.meter.report,
         }
@@ -207,13 +209,13 @@ class ShardedHandle:
         operations = self.meter.report["operations"].values()
         sent, exact = (sum(found[key] for found in operations) for key in ("sent_bytes", "exact_bytes"))
         return (
-            f"ShardedHandle({len(self._members)} units, {self.reduce_topology!r}, {exact / 1e6:.3g} MB"
+            f"ShardedHandle({len(self._units)} units, {self.reduce_topology!r}, {exact / 1e6:.3g} MB"
             f" -> {sent / 1e6:.3g} MB sent by this rank)"
         )
 
     def _stepping(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         owned = {id(param) for group in optimizer.param_groups for param in group["params"]}
-        touched = [member.stepping(owned) for member in self._members]
+        touched = [one.stepping(owned) for one in self._units]
         self._generation += any(touched)
 
     def agree(self) -> None:
@@ -227,7 +229,7 @@ class ShardedHandle:
         if self._agreed == self._generation:
             return
         top = self.gather_topology
-        state = repr([(member.unit.name, member.state()) for member in self._members])
+        state = repr([(one.unit.name, one.state()) for one in self._units])
         with top.failures.telling():
             mine = np.array([xxhash.xxh3_64_intdigest(state.encode()), self._generation], np.uint64)
             found = top.gather_words(mine, self._control)
@@ -238,217 +240,13 @@ class ShardedHandle:
                 )
         self._agreed = self._generation
 
+    def _loaded(self, one: ShardedUnit, *arguments: Any) -> None:
+        one.resync()
+        self._generation += 1
+
     def _stepped(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        for member in self._members:
-            member.stepped()
-
-
-class _Member:
-    """A unit, its reference, and its counters, which are the same on all ranks."""
-
-    def __init__(self, handle: ShardedHandle, bucket: int, unit: Unit) -> None:
-        self.handle = handle
-        self.settings = handle.settings
-        self.unit = unit
-        self.bucket = bucket
-        self.reference: torch.Tensor | None = None  # [ranks, elements], as all of them last decoded it
-        self.steps = 0  # of optimizers that own a parameter of the unit
-        self.reductions = 0
-        self.exact_gathers = 0
-        self.unknown = 0
-        self.drift = 0.0
-        self._synced_at: int | None = None  # `steps` at the last exact gather; None: it is due
-        self._changed = [False] * len(unit.segments)  # since the last gather
-        self._in_step = False
-        self._layouts: dict[Any, Layout] = {}
-        self._reduced: Layout | None = None
-
-    def resync(self) -> None:
-        self._synced_at = None
-
-    def state(self) -> tuple[Any, ...]:
-        """What decides which messages are sent."""
-        return self.steps, self.reductions, self._synced_at, self._changed
-
-    def stepping(self, owned: set[int]) -> bool:
-        """Note that an optimizer that owns these parameters begins a step, in which it may ask for gathers.
-
-        Returns whether some of the unit's are among them.
-        """
-        trained = self.unit.trained
-        touched = [id(param) in owned and trained[i] for i, param in enumerate(self.unit.parameters)]
-        if any(touched):
-            self._changed = [one or other for one, other in zip(self._changed, touched, strict=True)]
-            self._in_step = True
-            self.steps += 1
-        return any(touched)
-
-    def stepped(self) -> None:
-        self._in_step = False
-
-    def gather(self, output: torch.Tensor, input: torch.Tensor) -> None:
-        """Fill `output` with the weights that all ranks compute with; `input`, this rank's own, lies in it."""
-        settings, exchange = self.settings, self.handle._gather
-        top = exchange.topology
-        noise = Noise(settings.seed, top.rank, self.steps, self.bucket * 3 + _WEIGHTS)
-        if not settings.keeps_reference or self._synced_at is None or any(self._changed):
-            self.handle.agree()
-        if not settings.keeps_reference:
-            codec = None if settings.differences else settings.weights
-            exchange.all_gather(output, input, codec, layout=self._weights_layout(None), noise=noise)
-            self.exact_gathers += codec is None
-            return
-        if self._synced_at is None or self.reference is None or self._due():
-            exchange.all_gather(output, input)
-            with torch.inference_mode(False):
-                self.reference = self._kept(output.view(top.size, -1))
-            self._synced_at = self.steps
-            self.exact_gathers += 1
-        elif any(self._changed):
-            self._update(output, input, noise)
-        else:
-            output.copy_(self.reference.view(-1))
-            exact = (top.size - 1) * input.numel() * input.element_size()
-            self.handle.meter.skip("all_gather", exact=exact)
-        if not self._in_step:
-            self._changed = [False] * len(self._changed)
-
-    def reduce(self, output: torch.Tensor, input: torch.Tensor, op: Any) -> None:
-        """Fill `output` with this rank's part of the reduced gradients `input`."""
-        exchange = self.handle._reduce
-        if op == dist.ReduceOp.AVG:
-            scale = 1 / exchange.topology.size
-        elif op == dist.ReduceOp.SUM:
-            scale = 1.0
-        else:
-            raise UsageError(
-                f"gradients of {self.unit.name!r} are to be reduced by {op}, as set_gradient_divide_factor asks;"
-                " expected AVG or SUM: call set_force_sum_reduction_for_comms(True) too"
-            )
-        self._reduced = self._gradients_layout(output.numel())
-        noise = Noise(self.settings.seed, self.handle.place, self.reductions, self.bucket * 3 + _GRADIENTS)
-        exchange.reduce_scatter(output, input, self.settings.gradients, layout=self._reduced, scale=scale, noise=noise)
-        self.reductions += 1
-
-    def all_reduce(self, x: torch.Tensor) -> None:
-        """Average (or sum) the reduced gradients `x` over replicas."""
-        exchange = self.handle._across
-        assert exchange is not None
-        inside, between = self.settings.gradients
-        scale = 1 / exchange.topology.size if self.unit.averages else 1.0
-        noise = Noise(self.settings.seed, self.handle.place, self.reductions, self.bucket * 3 + _REPLICAS)
-        exchange.all_reduce(x, between, gather=inside, layout=self._reduced, scale=scale, noise=noise)
-
-    def _due(self) -> bool:
-        every = self.settings.resync_every
-        return every is not None and self._synced_at is not None and self.steps - self._synced_at >= every
-
-    def _kept(self, rows: torch.Tensor) -> torch.Tensor:
-        dtype = torch.float32 if rows.dtype == torch.float16 else rows.dtype  # codecs know no float16
-        if self.settings.reference == "device" or rows.device.type == "cpu":
-            return rows.to(dtype, copy=True)
-        kept = torch.empty(rows.shape, dtype=dtype, pin_memory=True)
-        return kept.copy_(rows)
-
-    def _update(self, output: torch.Tensor, input: torch.Tensor, noise: Noise) -> None:
-        """Send what changed, and bring the reference up to date."""
-        exchange, meter, kept = self.handle._gather, self.handle.meter, self.reference
-        top = exchange.topology
-        assert kept is not None
-        with top.failures.telling():
-            form = Format(self._weights_layout(tuple(self._changed)), self.settings.weights, input.dtype)
-            payload = exchange.payload(form.num_bytes, input.device)
-            master = input.to(kept.dtype, copy=True)  # it lies in the output
-            sampled = meter.due("all_gather")
-            with meter.codec():
-                form.encode_difference(master, kept[top.rank].to(master.device), payload, noise)
-            payloads = exchange.gather(payload, exact=input.numel() * input.element_size())
-            rows = kept.to(output.device)
-            with meter.codec():
-                for row, found in zip(rows, payloads, strict=True):
-                    form.decode_add(found, row)
-            if rows is not kept:
-                kept.copy_(rows)
-            output.copy_(rows.view(-1))
-            if sampled and input.numel():
-                meter.sample("all_gather", master, rows[top.rank])
-                self.drift = max(self.drift, float((master.float() - rows[top.rank].float()).abs().max()))
-
-    def _weights_layout(self, changed: tuple[bool, ...] | None) -> Layout:
-        if changed not in self._layouts:
-            self._layouts[changed] = Layout.of_segments(
-                (segment.num, self._kind(segment.num_bytes) if changed is None or changed[i] else "skipped")
-                for i, segment in enumerate(self.unit.segments)
-            )
-        return self._layouts[changed]
-
-    def _gradients_layout(self, num: int) -> Layout:
-        """Return the layout of a row of gradients of `num` elements.
-
-        It holds the parameters that took part in the backward pass. If these are not all that are trained, nothing
-        tells which they are, and the row is sent exactly.
-        """
-        key = "gradients", num, self.unit.trained
-        if key not in self._layouts:
-            parts = zip(self.unit.segments, self.unit.trained, strict=True)
-            layout = Layout.of_segments((s.num, self._kind(s.num_bytes)) for s, trained in parts if trained)
-            self._layouts[key] = layout if layout.num == num else Layout(num, ((0, num),))
-        found = self._layouts[key]
-        self.unknown += sum(s.num for s, trained in zip(self.unit.segments, key[2], strict=True) if trained) != num
-        return found
-
-    def _kind(self, num_bytes: int) -> Literal["packed", "exact"]:
-        return "exact" if num_bytes < self.settings.min_bytes else "packed"
-
-
-class _Allocating:
-    def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        return torch.empty(*size, dtype=dtype, device=device)
-
-
-class _Gather(_Allocating, AllGather):
-    """What FSDP2 calls to gather the weights of a unit."""
-
-    def __init__(self, member: _Member) -> None:
-        self._member = member
-        self._num = sum(segment.num for segment in member.unit.segments)
-
-    def __call__(
-        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: dist.ProcessGroup, async_op: bool = False
-    ) -> dist.Work | None:
-        unit = self._member.unit
-        known = input_tensor.dtype in _FLOATS and input_tensor.numel() == self._num and not unit.extended
-        if known and group is unit.shard_group:
-            self._member.gather(output_tensor, input_tensor)
-        else:
-            # bytes that parameters packed themselves or that mixed types share, or weights that a smaller group holds
-            # after the forward pass, which are those that all ranks compute with
-            num_bytes = (group.size() - 1) * input_tensor.numel() * input_tensor.element_size()
-            with self._member.handle.gather_topology.failures.watching(f"the gather of {unit.name!r}"):
-                all_gather_bytes(output_tensor.view(torch.uint8), input_tensor.view(torch.uint8), group)
-            self._member.handle.meter.add("all_gather, as it is", exact=num_bytes, inter=num_bytes, intra=0)
-
-
-class _Scatter(_Allocating, ReduceScatter):
-    """What FSDP2 calls to reduce the gradients of a unit."""
-
-    def __init__(self, member: _Member) -> None:
-        self._member = member
-
-    def __call__(
-        self,
-        output_tensor: torch.Tensor,
-        input_tensor: torch.Tensor,
-        group: dist.ProcessGroup,
-        op: Any,
-        async_op: bool = False,
-    ) -> dist.Work | None:
-        if input_tensor.dtype not in _FLOATS:
-            raise UsageError(
-                f"gradients of {self._member.unit.name!r} are {input_tensor.dtype}; expected float32, bfloat16 or"
-                " float16: set MixedPrecisionPolicy(reduce_dtype=torch.float32)"
-            )
-        self._member.reduce(output_tensor, input_tensor, op)
+        for one in self._units:
+            one.stepped()
 
 
 def topologies(found: Sequence[Unit], settings: Sharded) -> tuple[Topology, Topology, Topology | None]:
@@ -528,11 +326,6 @@ def _weakly(method: Callable[..., None]) -> Callable[..., None]:
             found(*arguments)
 
     return call
-
-
-def _loaded(member: _Member, *arguments: Any) -> None:  # noqa: ARG001 (what a load_state_dict hook gets)
-    member.resync()
-    member.handle._generation += 1
 
 
 def _control_group(top: Topology) -> dist.ProcessGroup:
