@@ -112,7 +112,7 @@ def values() -> None:
 
 
 def modes() -> None:
-    """Evaluation counts no steps and keeps no graph; it repeats to the last bit; the global RNG is let alone."""
+    """Evaluation counts no steps and keeps no graph; what comes repeats to the last bit; no global RNG is touched."""
     settings = EmbeddingExchange(bound=Abs(0.01), bandwidth=1e5)
     state = torch.get_rng_state()
     found = []
