@@ -181,7 +181,13 @@ def bars(metrics: dict[str, Metric], rates: Sequence[str]) -> list[Bar]:
         at_least("bytes of dedup + int8", 1.5, found(f"{HEADLINE}/times int8"), "x"),
         Bar(name=name, required="<= 0.0005", reached=reached, passed=reached <= 0.0005),
         at_least("choice by table beside the best encoder for all, at worst", 0.95, worst, "x"),
-        at_least("a step where the exchange is half of it", 1.3, found(f"{nearest}/packed/times exact"), "x"),
+        at_least("a step where the exchange is half of it, packed", 1.3, found(f"{nearest}/packed/times exact"), "x"),
+        at_least(
+            "a step where the exchange is half of it, packed both ways",
+            1.3,
+            found(f"{nearest}/packed both ways/times exact"),
+            "x",
+        ),
         at_least("encode and decode, dedup, every sample", 1.0, found(whole.format("dedup")), " GB/s"),
         at_least("encode and decode, entropy, every id once", 1.0, found(once.format("entropy")), " GB/s"),
     ]
@@ -192,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = harness.parse("embedding", __doc__, argv)
     torch.set_num_threads(1)
     if not options.quick:
-        embedding_runs.main([])
+        embedding_runs.main(["--ways", "exact", "int8", HEADLINE])
     record = run(options, () if options.quick else STEP_RATES)
     for key, value in record.metrics.items():
         print(f"{key}: {value.value:.5g} {value.unit}")

@@ -105,8 +105,8 @@ STEP_WAYS: dict[str, Callable[[float], EmbeddingExchange]] = {
     ),
 }
 """By the bandwidth of the link: exchanges that take turns over a shaped link."""
-STEP_RATES = ("50mbit", "100mbit", "200mbit", "400mbit")
-NUM_TURN_STEPS, NUM_WARM_UP = 3, 10
+STEP_RATES = ("25mbit", "50mbit", "100mbit")
+NUM_TURN_STEPS, NUM_WARM_UP = 2, 4
 
 
 class Run(NamedTuple):

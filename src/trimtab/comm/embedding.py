@@ -197,7 +197,7 @@ class TableExchange:
         outgoing: Sequence[tuple[int, int, torch.Tensor]],
         incoming: Sequence[tuple[int, int, torch.Tensor]],
     ) -> None:
-        """Send the matrices of `outgoing` (table, rank, matrix), and fill those of `incoming` (table, rank, matrix)."""
+        """Send `outgoing` matrices (table, to rank, matrix), and fill `incoming` ones (table, from rank, matrix)."""
         top, tables = self.topology, self._ways[way]
         for table, rank, x in outgoing:
             if rank == top.rank:
