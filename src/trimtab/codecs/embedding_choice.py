@@ -21,7 +21,7 @@ NANOSECONDS = {
     "dedup": (65_000, 20.0, 0.3, 0.9),
 }
 """To encode and decode with each encoder on one core: a slice, and of it a row, an element, and an element in rows
-that are not left out as equal to others. Fitted on slices of 64 to 8192 rows and 16 to 128 columns."""
+that are not left out as equal to others. Estimated from timings of slices of 64 to 8192 rows, 16 to 128 columns."""
 
 
 class Trial(NamedTuple):
