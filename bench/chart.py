@@ -14,7 +14,8 @@ from html import escape
 from pathlib import Path
 
 from bench import aesz, curves, frontier, sharded_chart
-from bench.tables import AESZ_CHART, ASSETS, DEEPSZ_CHART, GIVEN, RATE_DISTORTION_CHART, SHARDED_CHART, records
+from bench.comm_tables import SHARDED_CHART
+from bench.tables import AESZ_CHART, ASSETS, DEEPSZ_CHART, GIVEN, RATE_DISTORTION_CHART, records
 from trimtab.errors import UsageError
 from trimtab.records import Record
 

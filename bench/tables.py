@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.records import Metric, Record
+from bench.comm_tables import embedding_tables, sharded_tables, tensor_tables, wire_table
+from bench.markdown import markdown, ours_bold
+from trimtab.records import Record
 
 RESULTS = Path(__file__).parent / "results"
 ASSETS = Path(__file__).parent.parent / "docs" / "assets"
 RATE_DISTORTION_CHART = ASSETS / "rate-distortion.svg"
 AESZ_CHART = ASSETS / "aesz.svg"
 DEEPSZ_CHART = ASSETS / "deepsz.svg"
-SHARDED_CHART = ASSETS / "sharded.svg"
 
 GIVEN = "trimtab ENEC, given outputs"
 """The contender that decodes into arrays which exist: shown, but not ranked with those that allocate."""
@@ -92,7 +93,9 @@ def provenance(record: Record) -> str:
     num_threads = record.inference.get("num_threads")
     how = [f"{num_threads} thread" if num_threads == 1 else None]
     if "num_rounds" in record.inference:
-        how += [f"medians of {record.inference['num_rounds']} rounds", f"clock: {record.inference['clock']}"]
+        how.append(f"medians of {record.inference['num_rounds']} rounds")
+    if "clock" in record.inference:
+        how.append(f"clock: {record.inference['clock']}")
     versions = ", ".join(f"{package} {version}" for package, version in record.versions.items())
     where = f"{machine['processor']}, {machine['num_cores']} cores ({', '.join(machine['instruction_sets'])})"
     return (
@@ -109,7 +112,7 @@ def lossless_tables(record: Record) -> str:
         for subject in record.data
         if f"{subject}/{names[0]}/file_ratio" in record.metrics
     ]
-    table = markdown(["", *map(_ours_bold, names)], rows)
+    table = markdown(["", *map(ours_bold, names)], rows)
     whole = (
         "**Whole files**: safetensors over packed file; to a peer's bytes the header of the safetensors file is added"
         f"\n\n{table}"
@@ -128,7 +131,7 @@ def delta_tables(record: Record) -> str:
         ]
         for subject in record.data
     ]
-    files = markdown(["whole files", "elements equal to the base's", *map(_ours_bold, names)], rows)
+    files = markdown(["whole files", "elements equal to the base's", *map(ours_bold, names)], rows)
     return f"{_headed(record, record.data, spread=True)}\n\n{files}\n\n{_notes(record)}"
 
 
@@ -144,7 +147,7 @@ def lossless_table(record: Record, subject: str, *, spread: bool = False) -> str
     names = [name for name in record.encoding["contenders"] if f"{subject}/{name}/ratio" in record.metrics]
     columns = (RATIO, ENCODE, DECODE, ENCODE_TIMES, DECODE_TIMES)
     cells = [_cells(record, [f"{subject}/{name}" for name in names], column, spread=spread) for column in columns]
-    return markdown(["", *(column.head for column in columns)], zip(map(_ours_bold, names), *cells, strict=True))
+    return markdown(["", *(column.head for column in columns)], zip(map(ours_bold, names), *cells, strict=True))
 
 
 def lossy_tables(record: Record) -> str:
@@ -160,7 +163,7 @@ def lossy_table(record: Record, column: Column) -> str:
     rows = []
     for subject in dict.fromkeys(key.rsplit("/", 2)[0] for key in record.metrics):
         rows.append([subject, *_cells(record, [f"{subject}/{name}" for name in names], column)])
-    return markdown(["", *map(_ours_bold, names)], rows)
+    return markdown(["", *map(ours_bold, names)], rows)
 
 
 def rate_distortion_tables(record: Record) -> str:
@@ -183,7 +186,7 @@ def rate_distortion_tables(record: Record) -> str:
                 cells = [f"**{c}**" if m and m.value == fewest else c for m, c in zip(bits, cells, strict=True)]
                 quality = metrics.get(f"{key}/psnr")
                 rows.append([f"{field}, {bound:.0e}", f"{quality.value:.1f}" if quality else "no loss", *cells])
-        heads = ["", "PSNR, dB", _ours_bold(name), *(f"{peer} at this PSNR" for peer in peers)]
+        heads = ["", "PSNR, dB", ours_bold(name), *(f"{peer} at this PSNR" for peer in peers)]
         parts.append(f"**{name}, bits a value**\n\n{markdown(heads, rows)}")
     return "\n\n".join([*parts, _notes(record)])
 
@@ -197,7 +200,7 @@ def aesz_tables(record: Record) -> str:
         [f"{field}, {bound}", *_cells(record, [f"{field}/{name}/{bound}" for name in names], LOSSY_RATIO)]
         for field, bound in subjects
     ]
-    parts.append(f"**Ratio, the model not counted**\n\n{markdown(['', *map(_ours_bold, names)], rows)}")
+    parts.append(f"**Ratio, the model not counted**\n\n{markdown(['', *map(ours_bold, names)], rows)}")
     columns = ("ratio", "ratio_shared", "ratio_alone", "blocks")
     rows = []
     for field, bound in subjects:
@@ -366,64 +369,6 @@ def _decode_line(record: Record) -> str:
     return "\n".join(f"{key.removesuffix('/decode')}: decoded at {m.value:.0f} MB/s." for key, m in found)
 
 
-def sharded_tables(record: Record) -> str:
-    """Return the losses beside the paper's, and for each way what it sends and how long a step takes at each rate."""
-    shape, plan, rates = record.architecture, record.optimization, record.inference["rates"]
-    chart = f"![Loss by step, and seconds a step by rate](assets/{SHARDED_CHART.name})"
-    step_heads = [head for rate in rates for head in (f"seconds a step, {_rate(rate)}", "over SDP4Bit's")]
-    return "\n\n".join(
-        [
-            *([chart] if SHARDED_CHART.exists() else []),
-            f"A GPT of {shape['num_parameters'] / 1e6:.2f} million parameters on {shape['nodes']} nodes of "
-            f"{shape['ranks_per_node']} ranks, {plan['steps']} steps of {plan['tokens_a_step']} bytes of the "
-            f"{record.data['text']}.",
-            f"**Validation loss**, in nats a byte, the mean of {plan['seeds']} seeds with the least and the largest; "
-            "beside it the paper's Table 1: GPTs on the Pile, 80,000 steps, in nats a token",
-            _sharded_losses(record),
-            "**Bytes and seconds**: bytes are counted at the interface between the nodes; each way takes turns with "
-            "SDP4Bit, and ratios are of turns",
-            markdown(["", "sent by a node, MB a step", "over SDP4Bit's", *step_heads], _sharded_steps(record, rates)),
-            "\n".join(f"- {way}: {note}" for way, note in record.encoding["contenders"].items()),
-        ]
-    )
-
-
-def _sharded_losses(record: Record) -> str:
-    paper = record.data["paper"]
-    rows = []
-    for way in record.data["curves"]:
-        loss, over = (record.metrics.get(f"{what}/{way}") for what in ("loss", "over_exact"))
-        theirs = [
-            f"{losses[way]:.4f} ({losses[way] / losses['stock'] - 1:+.2%})" if way in losses else "-"
-            for losses in paper.values()
-        ]
-        rows.append([way, f"{loss.value:.4f} ({loss.low:.4f}-{loss.high:.4f})", _signed(over), *theirs])
-    return markdown(["", "loss", "over the exact one's", *(f"paper, {size}" for size in paper)], rows)
-
-
-def _rate(rate: str) -> str:
-    """Return ``100mbit`` as people write it."""
-    return f"{rate[:-4]} {rate[-4].upper()}{rate[-3:]}/s"
-
-
-def _signed(over: Metric | None) -> str:
-    return "-" if over is None else f"{over.value:+.2f} % ({over.low:+.2f} to {over.high:+.2f})"
-
-
-def _sharded_steps(record: Record, rates: Sequence[str]) -> Iterator[list[str]]:
-    """Yield a row a way; a dash where it was not measured, and where it is SDP4Bit itself."""
-    for way in record.encoding["contenders"]:
-        keys = [f"sent/{way}", f"sent/{way}/times"]
-        keys += [f"{rate}/{way}/{what}" for rate in rates for what in ("seconds", "times")]
-        found = [record.metrics.get(key) for key in keys]
-        if any(found):
-            yield [way, *("-" if m is None else _spread(m) if m.unit == "x" else f"{m.value:.3g}" for m in found)]
-
-
-def _spread(metric: Metric) -> str:
-    return f"{metric.value:.2f}x ({metric.low:.2f}-{metric.high:.2f})"
-
-
 def scaling_table(record: Record) -> str:
     """Return what the second thread brings, a row an array."""
     heads, rows = [""], [[subject] for subject in record.data]
@@ -500,29 +445,10 @@ def gpu_table(record: Record) -> str:
     return f"On one {record.architecture['device']}:\n\n{markdown(heads, rows)}"
 
 
-def wire_table(record: Record) -> str:
-    """Return what a core encodes and decodes for the network, a row a contender."""
-    calls = list(dict.fromkeys(key.split("/")[1] for key, metric in record.metrics.items() if metric.unit == "GB/s"))
-    calls = [call for call in calls if call != "copy"]
-    rows = []
-    for name in record.encoding["contenders"]:
-        found = [record.metrics.get(f"{name}/{call}") for call in calls]
-        wire = record.metrics.get(f"{name}/wire")
-        if any(found):
-            speeds = [f"{metric.value:.2f}" if metric else "-" for metric in found]
-            rows.append([_ours_bold(name), f"{wire.value:.3f}" if wire else "-", *speeds])
-    copy = record.metrics["copy/copy"].value
-    notes = [
-        f"GB/s of float32 on the side of the tensor, one thread; a copy runs at {copy:.1f}.",
-        *(f"{name} could not be run: {reason}." for name, reason in record.encoding["failed"].items()),
-    ]
-    return "\n\n".join([markdown(["", "bytes sent, of float32", *calls], rows), *notes])
-
-
 def bars_table(found: Iterable[Record]) -> str:
     """Return what had to hold, and whether it does, over several records."""
     rows = [
-        [bar.name, bar.required, f"{bar.reached:.4g}", "yes" if bar.passed else "**no**"]
+        [bar.name.replace("|", "\\|"), bar.required, f"{bar.reached:.4g}", "yes" if bar.passed else "**no**"]
         for record in found
         for bar in record.bars
     ]
@@ -542,15 +468,11 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "deepsz": ("Pruned networks within an accuracy budget", deepsz_tables),
     "sharded": ("Sharded training over a slow link", sharded_tables),
     "wire": ("What goes over a network, a core", wire_table),
+    "tensor_parallel": ("Tensor parallelism over a slow link", tensor_tables),
+    "embedding": ("Recommendation models", embedding_tables),
     "gpu": ("On a GPU", gpu_table),
 }
 """Benchmark -> title of its section, and its tables."""
-
-
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table, numbers to the right."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cells(record: Record, subjects: Sequence[str], column: Column, *, spread: bool = False) -> list[str]:
@@ -565,10 +487,6 @@ def _cells(record: Record, subjects: Sequence[str], column: Column, *, spread: b
     ranked = [subject for subject in texts if column.ranked and not subject.endswith(GIVEN)]
     best = max(ranked, key=lambda subject: record.metrics[f"{subject}/{column.what}"].value, default=None)
     return [f"**{texts[s]}**" if s == best else texts.get(s, "-") for s in subjects]
-
-
-def _ours_bold(name: str) -> str:
-    return f"**{name}**" if name.startswith("trimtab") else name
 
 
 def _notes(record: Record) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from bench import sharded, sharded_chart
+from bench.comm_tables import sharded_tables
 from bench.harness import Options
 from bench.sharded_runs import OURS, RATES, STOCK, Run, loss_runs, repeated, step_runs
-from bench.tables import sharded_tables
 from trimtab.records import Record
 
 MEGABYTES = {STOCK: 80e6, "exact, flat": 60e6, "exact, two levels": 38e6, "ZeRO++-style": 12e6}

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from bench import wire
+from bench.comm_tables import wire_table
 from bench.harness import Options
-from bench.tables import wire_table
 
 torch = pytest.importorskip("torch")
 

@@ -45,10 +45,6 @@ _SLICE = 1 << 20
 class Embedding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="id", tag="embedding"):
     """Pack vectors, of which many are alike, without loss or within `Abs` or `Rel`.
 
-    Args:
-        encoder: how; "auto" takes the one that should make a transfer of the array shortest, judged on its first slice.
-        bandwidth: of that transfer in bytes a second. The lower it is, the more a ratio is worth.
-
     >>> table = np.random.default_rng(0).uniform(-0.05, 0.05, (1000, 16)).astype(np.float32)
     >>> looked_up = table[np.random.default_rng(1).zipf(1.5, 4096) % 1000]
     >>> packed = Embedding().encode(looked_up, Abs(0.01))
@@ -60,7 +56,9 @@ class Embedding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     fixed_size: ClassVar[bool] = False
 
     encoder: Literal["auto", "exact", "unique", "entropy", "vector_lz", "dedup"] = "auto"
+    """How; "auto" takes the one that should make a transfer of the array shortest, judged on its first slice."""
     bandwidth: Annotated[float, msgspec.Meta(gt=0)] = 125e6
+    """Of that transfer in bytes a second. The lower it is, the more a ratio is worth."""
 
     def encode(self, x: np.ndarray, bound: Bound = Lossless()) -> Packed:
         """Pack float32, float16 or bfloat16 of any shape and strides.

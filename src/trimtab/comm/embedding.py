@@ -42,33 +42,31 @@ class EmbeddingExchange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     With the defaults every element comes within `bound`. The two levels of the paper are off until they are asked for:
     an early stage in which the bound is looser, `early_factor` times at first (the paper: 2), and classes of tables,
     whose bounds are `class_factors` times as large (the paper's scripts: 1/3, 1, 5/3).
-
-    Args:
-        bound: Of the vectors: `Abs` in the unit of the elements, `Rel` to the range of what is sent of a table over all
-            ranks, or `Lossless`, which sends them as they are.
-        backward_bound: Of their gradients.
-        schedule: How the early stage ends: "step", "linear", "log" or "constant".
-        early_factor: What the bound is multiplied with at step 0.
-        early_steps: How long the early stage is.
-        class_factors: What the bound of a table is multiplied with in the classes tighten, base and loosen.
-        class_thresholds: Homogenisation indices below which a table is loosened, above which it is tightened.
-        encoder: "auto" takes for each table what makes its exchange shortest; or one for all.
-        bandwidth: Of the link of one rank in bytes a second.
-        latency: Of the exchange of sizes in seconds. Where packing is predicted not to pay, vectors go as they are.
-        every: So many steps lie between two choices of classes, encoders, and of whether to pack at all.
     """
 
     bound: Abs | Rel | Lossless = Abs(0.01)
+    """Of the vectors: `Abs` in the unit of the elements, `Rel` to the range of what is sent of a table over all ranks,
+    or `Lossless`, which sends them as they are."""
     backward_bound: Abs | Rel | Lossless = Lossless()
+    """Of their gradients."""
     schedule: Schedule = "step"
+    """How the early stage ends: "step", "linear", "log" or "constant"."""
     early_factor: Annotated[float, msgspec.Meta(ge=1)] = 1.0
+    """What the bound is multiplied with at step 0."""
     early_steps: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """How long the early stage is."""
     class_factors: tuple[_Positive, _Positive, _Positive] = (1.0, 1.0, 1.0)
+    """What the bound of a table is multiplied with in the classes tighten, base and loosen."""
     class_thresholds: tuple[float, float] = (0.05, 0.5)
+    """Homogenisation indices below which a table is loosened, above which it is tightened."""
     encoder: Literal["auto", "exact", "unique", "entropy", "vector_lz", "dedup"] = "auto"
+    """One for all tables; "auto" takes for each what makes its exchange shortest."""
     bandwidth: _Positive = 125e6
+    """Of the link of one rank in bytes a second."""
     latency: Annotated[float, msgspec.Meta(ge=0)] = 2e-4
+    """Of the exchange of sizes in seconds. Where packing is predicted not to pay, vectors go as they are."""
     every: Annotated[int, msgspec.Meta(ge=1)] = 512
+    """So many steps lie between two choices of classes, encoders, and of whether to pack at all."""
 
     def __post_init__(self) -> None:
         positive = min(*self.class_factors, self.bandwidth, self.every) > 0 and self.early_factor >= 1

@@ -98,7 +98,9 @@ class TacoColwise(ColwiseParallel):
     `TacoShared` or `TacoSequenceParallel`, sums its gradient.
 
     Args:
-        input_layouts, output_layouts, use_local_output: as of `ColwiseParallel`.
+        input_layouts: as of `ColwiseParallel`.
+        output_layouts: as of `ColwiseParallel`.
+        use_local_output: as of `ColwiseParallel`.
         packing: see `Packing`.
 
     Raises:
@@ -164,7 +166,9 @@ class TacoRowwise(RowwiseParallel):
     Where `output_layouts` is a `Shard`, each rank keeps its part of the sum, and the gradient is gathered.
 
     Args:
-        input_layouts, output_layouts, use_local_output: as of `RowwiseParallel`.
+        input_layouts: as of `RowwiseParallel`.
+        output_layouts: as of `RowwiseParallel`.
+        use_local_output: as of `RowwiseParallel`.
         packing: see `Packing`.
 
     Raises:
