@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from datetime import timedelta
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 import trimtab.comm.embedding
+from tests.dist.launch import join
 from trimtab.bounds import Abs, Lossless, Rel
 from trimtab.comm import EmbeddingExchange
 from trimtab.comm.topology import all_to_all_bytes
@@ -193,15 +192,9 @@ def flipped() -> None:
 
 
 def main() -> None:
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     what, folder = sys.argv[1], sys.argv[2]
-    size = int(os.environ["WORLD_SIZE"])
     for name in what.split("+"):
-        store = dist.FileStore(f"{folder}/{name}", size)
-        seconds = 6 if name in ("damage", "flipped") else 60
-        dist.init_process_group(
-            "gloo", store=store, rank=int(os.environ["RANK"]), world_size=size, timeout=timedelta(seconds=seconds)
-        )
+        join(name, folder, 6 if name in ("damage", "flipped") else 60)
         globals()[name]()
         try:
             dist.destroy_process_group()

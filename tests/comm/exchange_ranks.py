@@ -15,6 +15,7 @@ import xxhash
 from torch.distributed.device_mesh import init_device_mesh
 
 import trimtab.comm.exchange
+from tests.dist.launch import join
 from trimtab.codecs.sdp4bit import Groups
 from trimtab.comm import Exchange, Layout, Meter, Noise, Topology
 from trimtab.errors import CommError, PayloadError, PeerFailed, SettingsDiffer, UsageError
@@ -302,14 +303,7 @@ def sizes_differ() -> None:
 
 if __name__ == "__main__":
     what, where = sys.argv[1:]
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{where}/meeting-{what}",
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=timedelta(seconds=PATIENCE),
-    )
+    join(what, where, PATIENCE)
     for name in what.split(","):
         {do.__name__: do for do in (topologies, exchanges, repeats, faults, killed, sizes_differ)}[name]()
     print("done")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from torch.distributed.tensor.parallel import parallelize_module
 
 from bench import gpt
 from bench.tensor_ways import SDP4BIT, taco
+from tests.dist.launch import join
 from trimtab.comm import PipelineReceive, PipelineSend
 from trimtab.comm.channel import exchange_of
 
@@ -138,14 +137,7 @@ def cube() -> None:
 
 if __name__ == "__main__":
     what, where = sys.argv[1:]
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{where}/meeting-{what}",
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=timedelta(seconds=60),
-    )
+    join(what, where)
     {"schedules": schedules, "cube": cube}[what]()
     dist.barrier()
     dist.destroy_process_group()

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import trimtab.comm.exchange
+from tests.dist.launch import join
 from trimtab.codecs.sdp4bit import Groups
 from trimtab.comm import Exact as ExactMethod
 from trimtab.comm import SDP4Bit, Sharded
@@ -518,15 +519,8 @@ def breaking() -> Any:
 
 if __name__ == "__main__":
     what, where = sys.argv[1:]
-    torch.set_num_threads(1)
     warnings.simplefilter("ignore", UserWarning)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{where}/meeting-{what}",
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=timedelta(seconds=PATIENCE),
-    )
+    join(what, where, PATIENCE)
     for name in what.split(","):
         {do.__name__: do for do in (plain, drift, uses, resumes, hybrid, replicated, disagreements)}[name]()
     if "disagreements" not in what:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from bench import gpt
 from bench.tensor_ranks import Trainer
 from bench.tensor_runs import SCALES
 from bench.tensor_ways import WAYS, bfloat16, sequence_parallel, stock, taco
+from tests.dist.launch import join
 from trimtab.codecs.sdp4bit import Groups
 from trimtab.codecs.taco import Float8
 from trimtab.codecs.wire import WireCodec
@@ -394,14 +393,7 @@ def grid() -> None:
 
 if __name__ == "__main__":
     what, where = sys.argv[1:]
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{where}/meeting-{what}",
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=timedelta(seconds=60),
-    )
+    join(what, where)
     scenarios: dict[str, Callable[[], None]] = {
         do.__name__: do for do in (functions, fused, choices, styles, layers, payloads, grid)
     }

@@ -1,4 +1,4 @@
-"""Starts the ranks of a test: real processes that talk over the loopback."""
+"""Starts the ranks of a test, real processes that talk over the loopback, and lets them meet."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import os
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
-__all__ = ["run_ranks"]
+import torch
+import torch.distributed as dist
+
+__all__ = ["join", "run_ranks"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,3 +67,15 @@ def run_ranks(
     said = [log.read_text() for log in logs]
     assert all((code != 0) == (rank in died) for rank, code in enumerate(codes)), f"codes {codes}\n" + "\n".join(said)
     return said
+
+
+def join(name: str, folder: str, seconds: float = 60) -> None:
+    """Make the default group of a rank that `run_ranks` started; ranks of one name meet in the folder."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        store=dist.FileStore(f"{folder}/meeting-{name}", int(os.environ["WORLD_SIZE"])),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timedelta(seconds=seconds),
+    )

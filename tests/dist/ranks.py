@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import trimtab.dcp
+from tests.dist.launch import join
 from trimtab.errors import Corrupt, UsageError
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -162,13 +161,7 @@ def load_resharded(folder: Path) -> None:
 
 if __name__ == "__main__":
     what, where = sys.argv[1:]
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{where}/meeting-{what}",
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=timedelta(seconds=60),
-    )
+    join(what, where)
     try:
         {"save_sharded": save_sharded, "load_resharded": load_resharded}[what](Path(where))
     finally:
