@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--codec",
-    type=click.Choice(["enec", "sz", "gwlz", "raw"]),
-    help="Without it, enec where nothing may be lost, else sz. gwlz is sz and small networks that bring fields closer.",
+    type=click.Choice(["enec", "sz", "gwlz", "embedding", "raw"]),
+    help="Without it, enec where nothing may be lost, else sz. gwlz is sz and small networks that bring fields closer; "
+    "embedding is for tables of vectors of which many are alike.",
 )
 @click.option(
     "--sparse",
@@ -96,8 +97,8 @@ def verb(
         raise UsageError(f"--sparse is a codec; leave out --codec {codec}")
     if sparse and level:
         raise UsageError(f"--sparse always packs for the best ratio; leave out --level {level}")
-    if codec == "raw" and level:
-        raise UsageError(f"--codec raw stores arrays as they are; leave out --level {level}")
+    if codec in ("raw", "embedding") and level:
+        raise UsageError(f"--codec {codec} has no levels; leave out --level {level}")
     codec = "sparse" if sparse else codec
     made = codec_named(codec, level) if codec else None
     if base is not None and not lossless:

@@ -90,7 +90,21 @@ class _Channels:
         return ", ".join(f"{name}={value!r}" for name, value in self._packing.items())
 
 
-class TacoColwise(ColwiseParallel):
+class _Packed:
+    """What all styles here share."""
+
+    _channels: _Channels
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What each module's channels chose, in the order of the plan, and the meter that all styles share."""
+        return self._channels.report
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._channels})"
+
+
+class TacoColwise(_Packed, ColwiseParallel):
     """`ColwiseParallel`, packed: the gradient of its input is summed over the ranks.
 
     Where `input_layouts` is a `Shard`, the input is gathered and its gradient scattered; where `output_layouts` is
@@ -119,11 +133,6 @@ class TacoColwise(ColwiseParallel):
     ) -> None:
         super().__init__(input_layouts=input_layouts, output_layouts=output_layouts, use_local_output=use_local_output)
         self._channels = _Channels(packing)
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """What each module's channels chose, in the order of the plan, and the meter that all styles share."""
-        return self._channels.report
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         gathered = [("input", self.input_layouts != _WHOLE), ("output", self.output_layouts == _WHOLE)]
@@ -156,11 +165,8 @@ class TacoColwise(ColwiseParallel):
         y = autograd.all_gather(outputs.to_local(), placement.dim, self._channels[mod]["output"], None)
         return y if use_local_output else DTensor.from_local(y, device_mesh, _WHOLE, run_check=False)
 
-    def __repr__(self) -> str:
-        return f"TacoColwise({self._channels})"
 
-
-class TacoRowwise(RowwiseParallel):
+class TacoRowwise(_Packed, RowwiseParallel):
     """`RowwiseParallel`, packed: its output is summed over the ranks.
 
     Where `output_layouts` is a `Shard`, each rank keeps its part of the sum, and the gradient is gathered.
@@ -188,11 +194,6 @@ class TacoRowwise(RowwiseParallel):
         super().__init__(input_layouts=input_layouts, output_layouts=output_layouts, use_local_output=use_local_output)
         self._channels = _Channels(packing)
 
-    @property
-    def report(self) -> dict[str, Any]:
-        """What each module's channels chose, in the order of the plan, and the meter that all styles share."""
-        return self._channels.report
-
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         uses = ("output",) if self.output_layouts == _WHOLE else ("output", "output_gradient")
         self._channels.open(module, device_mesh, *uses)
@@ -214,11 +215,8 @@ class TacoRowwise(RowwiseParallel):
                 return y if use_local_output else DTensor.from_local(y, device_mesh, output_layouts, run_check=False)
         return super()._prepare_output_fn(output_layouts, use_local_output, mod, outputs, device_mesh)
 
-    def __repr__(self) -> str:
-        return f"TacoRowwise({self._channels})"
 
-
-class TacoSequenceParallel(SequenceParallel):
+class TacoSequenceParallel(_Packed, SequenceParallel):
     """`SequenceParallel` whose output is gathered, packed, for the column-wise layers behind it.
 
     The layers take the replicated DTensor as it is, so there is one gather for all of them, and one reduce-scatter of
@@ -239,11 +237,6 @@ class TacoSequenceParallel(SequenceParallel):
         super().__init__(sequence_dim=sequence_dim, use_local_output=use_local_output)
         self._channels = _Channels(packing)
 
-    @property
-    def report(self) -> dict[str, Any]:
-        """What each module's channels chose, in the order of the plan, and the meter that all styles share."""
-        return self._channels.report
-
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         self._channels.open(module, device_mesh, "output", "output_gradient")
         return super()._apply(module, device_mesh)
@@ -260,11 +253,8 @@ class TacoSequenceParallel(SequenceParallel):
         y = autograd.all_gather(outputs.to_local(), placement.dim, channels["output"], back)
         return y if use_local_output else _shared(y, device_mesh)
 
-    def __repr__(self) -> str:
-        return f"TacoSequenceParallel({self._channels})"
 
-
-class TacoShared(ParallelStyle):
+class TacoShared(_Packed, ParallelStyle):
     """A module that every rank runs alike, and whose output several column-wise layers read: a norm before q, k and v.
 
     The sum of their gradients is summed over the ranks once, packed, instead of once a layer.
@@ -281,11 +271,6 @@ class TacoShared(ParallelStyle):
     def __init__(self, **packing: Unpack[Packing]) -> None:
         self._channels = _Channels(packing)
 
-    @property
-    def report(self) -> dict[str, Any]:
-        """What each module's channels chose, in the order of the plan, and the meter that all styles share."""
-        return self._channels.report
-
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         self._channels.open(module, device_mesh, "output_gradient")
         channel = self._channels[module]["output_gradient"]
@@ -295,9 +280,6 @@ class TacoShared(ParallelStyle):
 
         module.register_forward_hook(share)
         return module
-
-    def __repr__(self) -> str:
-        return f"TacoShared({self._channels})"
 
 
 def _shared(x: Tensor, mesh: DeviceMesh) -> DTensor:
