@@ -8,6 +8,7 @@ import torch.distributed as dist
 from bench.sharded_ranks import losses, steps
 from bench.sharded_runs import SCALES
 from bench.sharded_ways import WAYS
+from tests.dist.launch import leave
 
 EXACT = ("stock", "stock, resharding", "exact, flat", "exact, two levels")
 PACKED = ("qW", "TLq", "ZeRO++-style", "SDP4Bit", "TLq-HS", "qWD")
@@ -40,3 +41,4 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     main()
     dist.destroy_process_group()
+    leave()

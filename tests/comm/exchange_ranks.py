@@ -15,7 +15,7 @@ import xxhash
 from torch.distributed.device_mesh import init_device_mesh
 
 import trimtab.comm.exchange
-from tests.dist.launch import join
+from tests.dist.launch import join, leave
 from trimtab.codecs.sdp4bit import Groups
 from trimtab.comm import Exchange, Layout, Meter, Noise, Topology
 from trimtab.errors import CommError, PayloadError, PeerFailed, SettingsDiffer, UsageError
@@ -307,5 +307,4 @@ if __name__ == "__main__":
     for name in what.split(","):
         {do.__name__: do for do in (topologies, exchanges, repeats, faults, killed, sizes_differ)}[name]()
     print("done")
-    sys.stdout.flush()
-    os._exit(0)
+    leave()
