@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 4 examples/train_gpt.py --steps 300 --checkpoint run1
 
-The guide to sharded training shows the two lines that make it send a tenth of the bytes. The text is the source of
+The guide to sharded training shows the two lines that make it send a fraction of the bytes. The text is the source of
 Python's standard library, unless `--text` names a file. With `--checkpoint` the same command goes on where it stopped.
 """
 

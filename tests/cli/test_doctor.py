@@ -123,8 +123,7 @@ def test_the_verdict_on_a_slow_link(start):
     assert process.returncode == 0, err
     report = json.loads(out)
     assert (report["nodes"], report["ranks_per_node"]) == (2, 2)
-    # a busy machine may find a message already there when it starts its clock
-    assert 0.4 * 20e6 < 8 * report["link"]["bytes_per_second"] < 2 * 20e6
+    assert 0.4 * 20e6 < 8 * report["link"]["bytes_per_second"] < 1.2 * 20e6
     assert report["will_help"] is True
     assert report["break_even_bytes_per_second"] > report["link"]["bytes_per_second"]
     assert -1 < report["step_time_change"] < -0.5
