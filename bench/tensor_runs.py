@@ -43,11 +43,11 @@ class Scale:
 SCALES = {
     "4 layers": Scale(
         size=Size(width=128, num_heads=4, num_blocks=4, context=128),
-        num_rows=8,
+        num_rows=16,
         num_steps=400,
-        learning_rate=2e-3,
+        learning_rate=1e-3,
         seeds=3,
-        num_held_out=512,
+        num_held_out=1024,
         num_warm_up=3,
     ),
     "small": Scale(
