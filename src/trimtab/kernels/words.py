@@ -103,7 +103,7 @@ def raise_bytes(typingctx, address, word, value):
     """Add a byte to those of the 64 bytes at an address whose bit in a word is set."""
 
     def codegen(context, builder, signature, args):
-        chosen = _word_lanes(builder, args[1])
+        chosen = word_bits(builder, args[1])
         added = builder.select(chosen, _all_lanes(builder, args[2]), ir.Constant(_BYTES, [0] * 64))
         pointer = builder.inttoptr(args[0], _BYTES.as_pointer())
         builder.store(builder.add(builder.load(pointer, align=1), added), pointer, align=1)
@@ -288,7 +288,8 @@ def bit_word(builder, lanes):
     return _lowest_first(builder, builder.bitcast(lanes, _WORD))
 
 
-def _word_lanes(builder, word):
+def word_bits(builder, word):
+    """Return the 64 truth values of a word: the inverse of `bit_word`."""
     return builder.bitcast(_lowest_first(builder, word), _LANES)
 
 

@@ -108,7 +108,7 @@ def _num_blocks(num_elements: int) -> int:
 
 def _encode_chunk(x: np.ndarray, words: np.ndarray, error: np.float32, rounding: int) -> tuple[bytes, np.ndarray]:
     """Return the chunk, and the sums of the squared errors (float32) of its coded blocks."""
-    itemsize, block_bytes = words.size // x.size, BLOCK * (words.size // x.size)
+    block_bytes = BLOCK * (words.size // x.size)
     x = np.append(x, np.zeros(-x.size % BLOCK, np.float32)).reshape(-1, BLOCK)
     codes, errors = _codes(x, error, rounding)
     kinds = np.where((codes == 0).any(1), _MIXED, _FULL)
