@@ -3,8 +3,8 @@
 What waits in memory between a forward and a backward pass is packed and unpacked once each, so time counts as much as
 bytes. Block coders of this kind (SZx, cuSZp) take codes of a fixed length in small blocks. Here a block is coded in
 rounds, a bit for each element still in play: Rice codes, transposed, so that words of 64 bits take the place of single
-codes. Normal elements, and what a ReLU leaves of them, take a tenth of a bit more than their entropy, and one to one and a
-half bits less than with fixed lengths.
+codes. Normal elements, and what a ReLU leaves of them, take about a tenth of a bit more than their entropy, and a whole
+bit or more less than with fixed lengths.
 
 No element becomes zero or changes its sign, so a ReLU's backward pass can read its mask off the decoded array.
 
