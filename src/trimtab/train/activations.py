@@ -113,9 +113,9 @@ class COMET(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """Return the codec of the settings."""
         if self.codec is not None:
             return self.codec
-        from trimtab.codecs import SZ
+        from trimtab.codecs import Blocks
 
-        return SZ(level="fast")
+        return Blocks()
 
     @property
     def noise(self) -> float | None:

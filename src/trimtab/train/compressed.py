@@ -7,14 +7,12 @@ runs inside another one, such as those of multi-head attention, are seen as that
 
 from __future__ import annotations
 
-import math
 import resource
 import sys
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,11 +20,10 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
-from trimtab.arrays import as_numpy
 from trimtab.errors import UsageError
 from trimtab.train.controller import Controller, Layer
-from trimtab.train.functions import Kind, argument, kind_of, name_of, spread
-from trimtab.train.gradient_error import Curve, mean_square, norm_gain, product_gain, reach
+from trimtab.train.functions import Call, Kind, argument, kind_of, name_of, spread
+from trimtab.train.measures import Measures
 from trimtab.train.saved import Bounded, Exact, Places, Saved, ShapeOnly, Signs, TwoValued, Window
 from trimtab.train.tally import Row, Tally
 
@@ -36,23 +33,7 @@ if TYPE_CHECKING:
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class _Call:
-    """A function of PyTorch that is running."""
-
-    __slots__ = ("args", "input", "kind", "kwargs", "layer", "name", "norm", "plane", "reason", "taken", "weight")
-
-    def __init__(self, name: str, kind: Kind, args: tuple, kwargs: dict[str, Any]) -> None:
-        self.name, self.kind, self.args, self.kwargs = name, kind, args, kwargs
-        self.input: Tensor | None = None
-        self.weight: Tensor | None = None
-        self.layer: Layer | None = None
-        self.reason = ""
-        self.taken = False
-        self.plane: tuple[int, ...] | None = None
-        self.norm: Tensor | None = None
-
-
-_NOWHERE = _Call("autograd function", Kind.OTHER, (), {})
+_NOWHERE = Call("autograd function", Kind.OTHER, (), {})
 
 
 class _Watch(TorchFunctionMode):
@@ -102,8 +83,7 @@ class CompressedActivations:
         self._step_begun = False
         self._backward_ran = True
         self._measuring = False
-        self._gains: dict[str, _Measured] = {}
-        self._hooks: list[Any] = []
+        self._measures = Measures()
         self._constants: set[int] = set()
         self._always: bool | None = None
 
@@ -149,7 +129,7 @@ class CompressedActivations:
             found = self._kinds[func] = name_of(func), kind_of(func)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        outer, call = self._call, _Call(*found, args, kwargs)
+        outer, call = self._call, Call(*found, args, kwargs)
         if call.kind is Kind.PRODUCT or call.kind is Kind.NORM:
             self._find_layer(call)
         self._call = call
@@ -158,10 +138,10 @@ class CompressedActivations:
         finally:
             self._call = outer
         if self._measuring and call.taken and call.layer is not None:
-            self._watch_gradient(call, call.layer, result)
+            self._measures.watch(call, call.layer, result)
         return result
 
-    def _find_layer(self, call: _Call) -> None:
+    def _find_layer(self, call: Call) -> None:
         """Find out which layer the call is of, and why its input cannot be bounded, if so."""
         call.input = argument(call.args, call.kwargs, 0, "input")
         product = call.kind is Kind.PRODUCT
@@ -218,7 +198,7 @@ class CompressedActivations:
             return self._pack_clamped(x, key, call)
         return self._pack_dropout(x, key, call)
 
-    def _keep(self, x: Tensor, call: _Call, reason: str, weak: StorageWeakRef | None = None) -> Exact:
+    def _keep(self, x: Tensor, call: Call, reason: str, weak: StorageWeakRef | None = None) -> Exact:
         """Keep a tensor as it is."""
         if weak is None:
             try:
@@ -231,7 +211,7 @@ class CompressedActivations:
         self._tally.keep(row, f"exact: {reason}" if reason else "exact", num_bytes)
         return Exact(x, num_bytes)
 
-    def _pack_input(self, x: Tensor, key: Any, call: _Call) -> Saved:
+    def _pack_input(self, x: Tensor, key: Any, call: Call) -> Saved:
         layer, weight, storage = call.layer, call.weight, key[0]
         if call.input is None or not self._is_input(x, call):
             return self._keep(x, call, "statistics" if call.kind is Kind.NORM else "a copy", storage)
@@ -246,7 +226,7 @@ class CompressedActivations:
         if x.dtype not in _FLOATS:
             return self._keep(x, call, f"{x.dtype} is not packed", storage)
         if layer.bound is None or self._measuring:
-            self._measure_input(x, layer, call)
+            layer.sample(x, self._codec, self.settings.initial_bound)
         if layer.bound is None:
             return self._keep(x, call, layer.reason, storage)
         row = self._tally.row(call.name, layer.name)
@@ -272,10 +252,10 @@ class CompressedActivations:
         bounded.readers += 1
         layer.num_values, layer.num_bytes = x.numel(), bounded.num_bytes
         if self._measuring:
-            self._measure_error(x, bounded, layer, call)
+            self._measures.error(x, bounded, layer)
         return bounded
 
-    def _is_input(self, x: Tensor, call: _Call) -> bool:
+    def _is_input(self, x: Tensor, call: Call) -> bool:
         """Whether `x` is the call's input, or a cast or flattened copy of it, and not the cast of its weight."""
         given, weight = call.input, call.weight
         assert given is not None
@@ -286,7 +266,7 @@ class CompressedActivations:
         like_weight = weight is not None and x.shape in (weight.shape, weight.mT.shape if weight.dim() == 2 else None)
         return not like_weight
 
-    def _pack_signs(self, x: Tensor, key: Any, call: _Call) -> Saved:
+    def _pack_signs(self, x: Tensor, key: Any, call: Call) -> Saved:
         row = self._tally.row(call.name)
         self._tally.saw(key[0], x, row)
         bounded = self._bounded.get(key)
@@ -306,7 +286,7 @@ class CompressedActivations:
             signs.settle()
             self._tally.keep(row, "signs", signs.num_bytes)
 
-    def _pack_clamped(self, x: Tensor, key: Any, call: _Call) -> Saved:
+    def _pack_clamped(self, x: Tensor, key: Any, call: Call) -> Saved:
         defaults = (0.0, 6.0) if call.name == "relu6" else (-1.0, 1.0)
         low, high = (
             float(argument(call.args, call.kwargs, n + 1, ("min_val", "max_val")[n], defaults[n])) for n in (0, 1)
@@ -316,14 +296,14 @@ class CompressedActivations:
         saved = TwoValued(x, (x <= low) | (x >= high), ((low + high) / 2, high))
         return self._count(x, key, call, saved, "inside or outside")
 
-    def _pack_dropout(self, x: Tensor, key: Any, call: _Call) -> Saved:
+    def _pack_dropout(self, x: Tensor, key: Any, call: Call) -> Saved:
         most = x.max().item()
         where = x != 0
         if x.is_floating_point() and not bool(((x == most) | ~where).all()):
             return self._keep(x, call, "", key[0])
         return self._count(x, key, call, TwoValued(x, where, (0, most)), "mask")
 
-    def _pack_pool(self, x: Tensor, key: Any, call: _Call) -> Saved:
+    def _pack_pool(self, x: Tensor, key: Any, call: Call) -> Saved:
         if x.is_floating_point():
             call.plane = tuple(x.shape[2:] if x.dim() > 3 or call.name.endswith("1d") else x.shape[1:])
             self._tally.saw(key[0], x, self._tally.row(call.name))
@@ -336,7 +316,7 @@ class CompressedActivations:
             return self._keep(x, call, "places outside their windows", key[0])
         return self._count(x, key, call, saved, "places")
 
-    def _count(self, x: Tensor, key: Any, call: _Call, saved: Saved, how: str) -> Saved:
+    def _count(self, x: Tensor, key: Any, call: Call, saved: Saved, how: str) -> Saved:
         row = self._tally.row(call.name)
         self._tally.saw(key[0], x, row)
         self._tally.keep(row, how, saved.num_bytes)
@@ -367,9 +347,6 @@ class CompressedActivations:
 
     def _end_step(self) -> None:
         """Take in what the last step measured, and choose bounds."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
         if not self._num_steps:
             return
         self._done = self._tally
@@ -377,65 +354,13 @@ class CompressedActivations:
         layers = self._layers.values()
         if self._measuring:
             self._measuring = False
-            self._read_measures()
+            self._measures.read(self._layers, self.model, self._optimizer, self._scaler)
             if self.settings.adaptive:
                 self._controller.choose(layers, before, after)
             elif self.settings.memory_ratio is not None:
                 self._controller.scale(layers, before, after)
-        elif self.settings.memory_ratio is not None and self.settings.adaptive and after:
-            if not 1 <= before / after / self.settings.memory_ratio <= 1.04:
-                self._controller.choose(layers, before, after)
-
-    def _measure_input(self, x: Tensor, layer: Layer, call: _Call) -> None:
-        """Sample the values: how bytes and errors depend on the bound."""
-        curve = Curve.measure(_flat(x), self._codec)
-        if curve is None:
-            if layer.bound is None:
-                layer.reason = "its input is zero, or holds NaN or infinities"
-            return
-        layer.curve, layer.reason = curve, ""
-        if layer.bound is None:
-            layer.bound = self.settings.initial_bound * curve.scale
-
-    def _measure_error(self, x: Tensor, bounded: Bounded, layer: Layer, call: _Call) -> None:
-        values = as_numpy(_flat(x))
-        error = mean_square(values, as_numpy(_flat(bounded.decode())))
-        if math.isfinite(error):
-            layer.error, layer.measured_bound = error, bounded.bound
-            measured = self._gains.setdefault(layer.name, _Measured())
-            measured.nonzero = float(torch.count_nonzero(x)) / x.numel()
-
-    def _watch_gradient(self, call: _Call, layer: Layer, result: Any) -> None:
-        """Have the output's gradient measured, and the weight's."""
-        if not isinstance(result, Tensor) or not result.requires_grad or call.input is None:
-            return
-        measured = self._gains.setdefault(layer.name, _Measured())
-        if call.kind is Kind.PRODUCT:
-            assert call.weight is not None
-            parts = []
-            if call.name != "linear":
-                parts = reach(call.name, call.input.shape, result.shape, call.weight, call.args, call.kwargs)
-            hook = partial(_add_product, measured, parts)
-        else:
-            hook = partial(_add_norm, measured, _deviations(call))
-        self._hooks.append(result.register_hook(hook))
-        if call.weight is not None and call.weight.requires_grad:
-            self._hooks.append(call.weight.register_hook(partial(_add_weight, measured)))
-
-    def _read_measures(self) -> None:
-        momenta = _momenta(self.model, self._optimizer)
-        scale = self._scaler.get_scale() if self._scaler is not None and self._scaler.is_enabled() else 1.0
-        for name, layer in self._layers.items():
-            measured = self._gains.get(layer.name)
-            if measured is None:
-                continue
-            if math.isfinite(measured.gain):
-                layer.gain = measured.gain / scale**2
-                layer.paper_gain = measured.paper_gain / scale
-            if math.isfinite(measured.gradient) and measured.gradient:
-                layer.gradient = measured.gradient / scale
-            layer.momentum = momenta.get(name)
-        self._gains = {}
+        elif self.settings.adaptive and self._controller.is_off(before, after):
+            self._controller.choose(layers, before, after)
 
     # ---- what a user reads
 
@@ -497,47 +422,7 @@ class CompressedActivations:
         return check(self, loss)
 
 
-class _Measured:
-    """What one step measured of a layer; layers that are called several times add up."""
-
-    __slots__ = ("gain", "gradient", "nonzero", "paper_gain")
-
-    def __init__(self) -> None:
-        self.gain = self.gradient = self.paper_gain = 0.0
-        self.nonzero = 1.0
-
-
-def _add_product(measured: _Measured, parts: list[Tensor], gradient: Tensor) -> None:
-    measured.gain += product_gain(gradient, parts)
-    channel = gradient.shape[-1] if not parts else gradient.shape[gradient.dim() - len(parts) - 1]
-    num = gradient.numel() / channel
-    measured.paper_gain += float(gradient.detach().float().abs().mean()) * math.sqrt(num * measured.nonzero)
-
-
-def _add_norm(measured: _Measured, deviations: Tensor, gradient: Tensor) -> None:
-    measured.gain += norm_gain(gradient, deviations)
-    num = gradient.numel() / gradient.shape[1]
-    scaled = gradient.detach().float().abs().mean() * deviations.square().mean().sqrt()
-    measured.paper_gain += float(scaled) * math.sqrt(num * measured.nonzero)
-
-
-def _add_weight(measured: _Measured, gradient: Tensor) -> None:
-    measured.gradient += float(gradient.detach().float().abs().mean())
-
-
-def _deviations(call: _Call) -> Tensor:
-    """Return 1 / std of each channel, as batch normalisation takes it."""
-    x, args, kwargs = call.input, call.args, call.kwargs
-    assert x is not None
-    eps = argument(args, kwargs, 7, "eps", 1e-5)
-    variance = argument(args, kwargs, 2, "running_var")
-    if argument(args, kwargs, 5, "training", False) or variance is None:
-        dims = [axis for axis in range(x.dim()) if axis != 1]
-        variance = x.detach().float().var(dim=dims, correction=0)
-    return (variance.detach().float() + eps).rsqrt()
-
-
-def _window(call: _Call) -> Window | None:
+def _window(call: Call) -> Window | None:
     """Return the windows of a pooling function; None where they are not all alike."""
     if call.plane is None or call.name.startswith("adaptive"):
         return None
@@ -552,30 +437,6 @@ def _window(call: _Call) -> Window | None:
     if len(call.plane) != len(kernel):
         return None
     return Window(call.plane, kernel, stride, padding, dilation)
-
-
-def _flat(x: Tensor) -> Tensor:
-    from trimtab.train.saved import Layout
-
-    return Layout(x).flat(x)
-
-
-def _momenta(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, float]:
-    """Return the mean absolute momentum of each parameter of which the optimizer has one."""
-    found = {}
-    for name, parameter in model.named_parameters() if optimizer is not None else ():
-        state = optimizer.state.get(parameter)
-        if not state:
-            continue
-        momentum = state.get("momentum_buffer")
-        if momentum is None:
-            momentum = state.get("exp_avg")
-        if isinstance(momentum, Tensor):
-            momentum = momentum.to_local() if hasattr(momentum, "to_local") else momentum
-            mean = float(momentum.detach().float().abs().mean()) if momentum.numel() else math.nan
-            if math.isfinite(mean):
-                found[name] = mean
-    return found
 
 
 def _check_model(model: nn.Module) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import statistics
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from trimtab.codecs import Codec
 from trimtab.train.gradient_error import PAPER_CONSTANT, Curve
+from trimtab.train.saved import Layout
 
 _LEAST, _MOST = 1e-8, 1e4
 _HEADROOM = 1.01  # bytes aim a hundredth below what was asked for
+_LEEWAY = 1.03  # bounds are chosen anew where bytes are so much below it
 
 
 @dataclass
@@ -33,8 +39,8 @@ class Layer:
     """Mean absolute momentum of the weight."""
     paper_gain: float | None = None
     """mean|gy| sqrt(N R) of the paper's form."""
-    coarsest: float = 1.0
-    """The largest bound, as a part of the root mean square of the input."""
+    inverse_variance: float | None = None
+    """Of batch normalisation: mean over the channels of 1 / std^2."""
     reason: str = ""
     """Why the input is kept exactly, if so."""
     num_values: int = 0
@@ -58,19 +64,27 @@ class Layer:
             return None
         return PAPER_CONSTANT * self.measured_bound * self.paper_gain
 
-    def bound_for(self, tolerance: float, form: str) -> float | None:
-        """Return the bound at which noise is `tolerance` times the momentum; None where nothing was measured."""
-        if self.curve is None or self.target is None:
-            return None
-        most = self.coarsest * self.curve.scale
+    def sample(self, x: Tensor, codec: Codec, initial_bound: float) -> None:
+        """Measure on a sample of an input what bounds cost, and take the initial bound if there is none yet."""
+        curve = Curve.measure(Layout(x).flat(x), codec)
+        if curve is not None:
+            self.curve, self.reason = curve, ""
+            if self.bound is None:
+                self.bound = initial_bound * curve.scale
+        elif self.bound is None:
+            self.reason = "its input is zero, or holds NaN or infinities"
+
+    def error_for(self, tolerance: float, form: str) -> float:
+        """Return the mean squared error at which noise is `tolerance` times the momentum, inf where there is none."""
+        assert self.target is not None
+        sigma = tolerance * self.target
         if form == "comet" and self.paper_gain is not None:
-            return min(tolerance * self.target / (PAPER_CONSTANT * self.paper_gain), most) if self.paper_gain else most
-        if not self.gain:  # a dead layer: no gradient, so no noise
-            return most if self.gain == 0 else None
-        error = (tolerance * self.target) ** 2 / self.gain
-        if error <= 0:
-            return self.curve.bounds[0]
-        return min(self.curve.bound_of_error(error), most)
+            return (sigma / (PAPER_CONSTANT * self.paper_gain)) ** 2 / 3 if self.paper_gain else math.inf
+        return sigma**2 / self.gain if self.gain else math.inf  # a dead layer has no noise
+
+    @property
+    def is_measured(self) -> bool:
+        return self.curve is not None and self.target is not None and self.gain is not None and self.num_values > 0
 
 
 class Controller:
@@ -82,33 +96,51 @@ class Controller:
 
     def choose(self, layers: Iterable[Layer], before: int, after: int) -> None:
         """Set the bounds of the layers; the step before saved `before` bytes and kept `after`."""
-        layers = [layer for layer in layers if layer.curve is not None and layer.num_values and not layer.reason]
-        if self._ratio is not None:
-            self.tolerance = self._solve(layers, before, after)
-        assert self.tolerance is not None
-        for layer in layers:
-            bound = layer.bound_for(self.tolerance, self._form)
-            if bound is not None:
-                layer.bound = bound
+        layers = [layer for layer in layers if layer.is_measured]
+        if self._ratio is not None and layers:
+            self.tolerance = self._least(layers, before, after, self._bounds)
+        if self.tolerance is not None:
+            self._set(layers, self._bounds(layers, self.tolerance))
 
     def scale(self, layers: Iterable[Layer], before: int, after: int) -> None:
         """Set bounds to one part of each layer's root mean square, so that the bytes are met: the fixed schedule."""
-        assert self._ratio is not None
-        layers = [layer for layer in layers if layer.curve is not None and layer.num_values and not layer.reason]
+        layers = [layer for layer in layers if layer.curve is not None and layer.num_values > 0]
+        self._set(layers, _parts(layers, self._least(layers, before, after, _parts)))
 
-        def bound_of(layer: Layer, part: float) -> float:
-            assert layer.curve is not None
-            return min(part, layer.coarsest) * layer.curve.scale
+    def is_off(self, before: int, after: int) -> bool:
+        """Whether the bytes of a step are not those that were asked for."""
+        return self._ratio is not None and after > 0 and not 1 <= before / after / self._ratio <= _LEEWAY
 
-        part = self._bisect(layers, before, after, bound_of)
-        for layer in layers:
-            layer.bound = bound_of(layer, part)
+    @staticmethod
+    def _set(layers: list[Layer], bounds: list[float]) -> None:
+        for layer, bound in zip(layers, bounds, strict=True):
+            layer.bound = bound
 
-    def _solve(self, layers: list[Layer], before: int, after: int) -> float:
-        return self._bisect(layers, before, after, lambda layer, t: layer.bound_for(t, self._form) or layer.bound)
+    def _bounds(self, layers: list[Layer], tolerance: float) -> list[float]:
+        """Return the bounds at a tolerance.
 
-    def _bisect(self, layers, before: int, after: int, bound_of) -> float:
-        """Return the least tolerance whose predicted bytes are `memory_ratio` times fewer."""
+        Those of batch normalisation are such that their error, relative to the deviation of a channel, is at most that
+        of the median convolution or linear layer, relative to its input: what of it reaches the input's gradient, and
+        so the layers before, is then small beside their own noise.
+        """
+        errors = [layer.error_for(tolerance, self._form) for layer in layers]
+        relative = [
+            error / layer.curve.scale**2
+            for layer, error in zip(layers, errors, strict=True)
+            if layer.inverse_variance is None and math.isfinite(error)
+        ]
+        most = statistics.median(relative) if relative else math.inf
+        bounds = []
+        for layer, error in zip(layers, errors, strict=True):
+            if layer.inverse_variance:
+                error = min(error, most / layer.inverse_variance)
+            bounds.append(layer.curve.bound_of_error(error))
+        return bounds
+
+    def _least(
+        self, layers: list[Layer], before: int, after: int, bounds: Callable[[list[Layer], float], list[float]]
+    ) -> float:
+        """Return the least tolerance at which the bytes are predicted to be as few as asked for."""
         assert self._ratio is not None
         aim = before / (self._ratio * _HEADROOM)
         fixed = after - sum(layer.num_bytes for layer in layers)
@@ -116,8 +148,8 @@ class Controller:
 
         def predicted(tolerance: float) -> float:
             return fixed + sum(
-                factor * layer.num_values * layer.curve.bits_of(bound_of(layer, tolerance)) / 8
-                for layer, factor in zip(layers, off, strict=True)
+                factor * layer.num_values * layer.curve.bits_of(bound) / 8
+                for layer, factor, bound in zip(layers, off, bounds(layers, tolerance), strict=True)
             )
 
         low, high = math.log(_LEAST), math.log(_MOST)
@@ -125,18 +157,23 @@ class Controller:
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"memory_ratio={self._ratio:g} cannot be met: {fixed} of {before} saved bytes are not within bounds"
-                    f" and the coarsest bounds leave {predicted(_MOST):.0f} in all; the coarsest are taken",
-                    stacklevel=5,
+                    f"memory_ratio={self._ratio:g} cannot be met: of {before} saved bytes, {fixed} are kept in other "
+                    f"ways than within bounds, and the coarsest bounds, which are taken, leave "
+                    f"{predicted(_MOST):.0f}; the report's functions say where they are",
+                    stacklevel=2,
                 )
             return _MOST
-        while high - low > 0.01:
+        while high - low > 0.005:
             middle = (low + high) / 2
             if predicted(math.exp(middle)) > aim:
                 low = middle
             else:
                 high = middle
         return math.exp(high)
+
+
+def _parts(layers: list[Layer], part: float) -> list[float]:
+    return [min(part, 1) * layer.curve.scale for layer in layers]
 
 
 def _correction(layer: Layer) -> float:

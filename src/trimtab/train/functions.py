@@ -17,7 +17,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trimtab.train.controller import Layer
 
 
 class Kind(enum.Enum):
@@ -56,6 +61,21 @@ _KINDS = {
 }
 
 
+class Call:
+    """A function of PyTorch that is running."""
+
+    __slots__ = ("args", "input", "kind", "kwargs", "layer", "name", "plane", "reason", "taken", "weight")
+
+    def __init__(self, name: str, kind: Kind, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.name, self.kind, self.args, self.kwargs = name, kind, args, kwargs
+        self.input: Tensor | None = None
+        self.weight: Tensor | None = None
+        self.layer: Layer | None = None
+        self.reason = ""
+        self.taken = False
+        self.plane: tuple[int, ...] | None = None
+
+
 def name_of(function: Callable) -> str:
     """Return the name that a report gives to a function."""
     return getattr(function, "__name__", None) or str(function)
@@ -66,7 +86,10 @@ def kind_of(function: Callable) -> Kind:
     module = getattr(function, "__module__", None)
     if module is not None and not module.startswith("torch"):
         return Kind.OTHER
-    return _KINDS.get(name_of(function).removeprefix("boolean_dispatch_"), Kind.OTHER)
+    kind = _KINDS.get(name_of(function), Kind.OTHER)
+    if kind is Kind.NORM and module != "torch.nn.functional":  # torch.batch_norm has its arguments in another order
+        return Kind.OTHER
+    return kind
 
 
 def argument(args: tuple, kwargs: dict[str, Any], position: int, name: str, default: Any = None) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trimtab.arrays import as_numpy
 from trimtab.bounds import Abs
-from trimtab.codecs.codec import Codec
+from trimtab.codecs import Blocks, Codec
 from trimtab.packed import Packed
 
 
@@ -94,7 +94,9 @@ class ShapeOnly:
 class Bounded:
     """Values within an error bound. Decoded once for all that read it."""
 
-    __slots__ = ("__weakref__", "_cache", "_codec", "_layout", "_left", "_lock", "_packed", "bound", "readers", "signs")
+    __slots__ = (
+        "__weakref__", "_cache", "_codec", "_layout", "_left", "_lock", "_packed", "_squares", "bound", "readers", "signs"
+    )  # fmt: skip
 
     def __init__(self, x: Tensor, codec: Codec, bound: float, signs: Signs | None = None) -> None:
         self._layout, self._codec, self.signs = Layout(x), codec, signs
@@ -104,11 +106,22 @@ class Bounded:
     def encode(self, x: Tensor, bound: float) -> None:
         """Pack `x`, of which this is made, within `bound`."""
         self.bound = bound
-        self._packed: Packed = self._codec.encode(as_numpy(self._layout.flat(x)), Abs(bound))
+        array = as_numpy(self._layout.flat(x))
+        self._packed: Packed
+        if isinstance(self._codec, Blocks):
+            self._packed, self._squares = self._codec.encode_measured(array, Abs(bound))
+        else:
+            self._packed, self._squares = self._codec.encode(array, Abs(bound)), None
 
     @property
     def num_bytes(self) -> int:
         return self._packed.num_bytes
+
+    def mean_squared_error(self, x: Tensor) -> float:
+        """Return that of what is kept, where `x` is what it was made of."""
+        if self._squares is not None:
+            return self._squares / max(x.numel(), 1)
+        return float((self.decode().float() - x.detach().float()).square().mean())
 
     def restore(self) -> Tensor:
         """Return the values; what is decoded is kept until all who saved it have it."""
