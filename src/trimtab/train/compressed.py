@@ -7,6 +7,7 @@ runs inside another one, such as those of multi-head attention, are seen as that
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import weakref
@@ -20,11 +21,12 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
+from trimtab.codecs import Codec
 from trimtab.errors import UsageError
 from trimtab.train.controller import Controller, Layer
 from trimtab.train.functions import Call, Kind, argument, kind_of, name_of, spread
 from trimtab.train.measures import Measures
-from trimtab.train.saved import Bounded, Exact, Places, Saved, ShapeOnly, Signs, TwoValued, Window
+from trimtab.train.saved import Bounded, Exact, Places, Saved, ShapeOnly, Signs, TwoValued, Windows
 from trimtab.train.tally import Row, Tally
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ class CompressedActivations:
         if optimizer is not None:
             _check_optimizer(model, optimizer)
         self._codec = settings.make_codec()
+        if not isinstance(self._codec, Codec):
+            raise UsageError(f"expected a codec such as trimtab.codecs.Blocks(), got {self._codec!r}")
         self._keeps_signs = bool(getattr(self._codec, "keeps_signs", False))
         self._controller = Controller(settings.noise, settings.memory_ratio, settings.model)
         self._layers: dict[str, Layer] = {}
@@ -84,6 +88,8 @@ class CompressedActivations:
         self._backward_ran = True
         self._measuring = False
         self._measures = Measures()
+        self._windows: dict[Any, Windows] = {}
+        self._fixed: list[Tensor] = []
         self._constants: set[int] = set()
         self._always: bool | None = None
 
@@ -213,6 +219,8 @@ class CompressedActivations:
 
     def _pack_input(self, x: Tensor, key: Any, call: Call) -> Saved:
         layer, weight, storage = call.layer, call.weight, key[0]
+        if weight is not None and x.untyped_storage()._cdata == weight.untyped_storage()._cdata:
+            return Exact(x)  # a view of the weight
         if call.input is None or not self._is_input(x, call):
             return self._keep(x, call, "statistics" if call.kind is Kind.NORM else "a copy", storage)
         if call.kind is Kind.PRODUCT and weight is not None and not weight.requires_grad:
@@ -275,7 +283,7 @@ class CompressedActivations:
             return bounded
         signs = self._signs.get(key)
         if signs is None:
-            signs = self._signs[key] = Signs(x)
+            signs = self._signs[key] = Signs(x, nan=call.kind is Kind.RELU)
             self._pending = key, signs, row
         return signs
 
@@ -293,7 +301,7 @@ class CompressedActivations:
         )
         if call.name == "relu6":
             low, high = defaults
-        saved = TwoValued(x, (x <= low) | (x >= high), ((low + high) / 2, high))
+        saved = TwoValued(x, (x > low) & (x < high), (high, (low + high) / 2))
         return self._count(x, key, call, saved, "inside or outside")
 
     def _pack_dropout(self, x: Tensor, key: Any, call: Call) -> Saved:
@@ -308,13 +316,32 @@ class CompressedActivations:
             call.plane = tuple(x.shape[2:] if x.dim() > 3 or call.name.endswith("1d") else x.shape[1:])
             self._tally.saw(key[0], x, self._tally.row(call.name))
             return ShapeOnly(x)
-        window = None if x.nbytes < self.settings.min_bytes else _window(call)
-        if window is None or window.size > 256:
+        windows = None if x.nbytes < self.settings.min_bytes else self._windows_of(call, x)
+        saved = None if windows is None else Places.of(x, windows)
+        if saved is None:
             return self._keep(x, call, "", key[0])
-        saved = Places(x, window)
-        if not torch.equal(saved.restore(), x):
-            return self._keep(x, call, "places outside their windows", key[0])
         return self._count(x, key, call, saved, "places")
+
+    def _windows_of(self, call: Call, indices: Tensor) -> Windows | None:
+        """Return the windows of a pooling function; None where they are not all alike, or too large."""
+        if call.plane is None or call.name.startswith("adaptive"):
+            return None
+        num = int(call.name[len("max_pool")])
+        kernel = spread(argument(call.args, call.kwargs, 1, "kernel_size"), num)
+        given = argument(call.args, call.kwargs, 2, "stride")
+        stride = kernel if given is None or given == [] or given == () else spread(given, num)
+        padding = spread(argument(call.args, call.kwargs, 3, "padding", 0), num)
+        dilation = spread(argument(call.args, call.kwargs, 4, "dilation", 1), num)
+        if num == 1:  # is run as one of two axes
+            kernel, stride, padding, dilation = (1, *kernel), (1, *stride), (0, *padding), (1, *dilation)
+        outputs = tuple(indices.shape[-len(kernel) :])
+        if len(call.plane) != len(kernel) or math.prod(kernel) > 256:
+            return None
+        key = call.plane, outputs, kernel, stride, padding, dilation
+        found = self._windows.get(key)
+        if found is None:
+            found = self._windows[key] = Windows(*key)
+        return found
 
     def _count(self, x: Tensor, key: Any, call: Call, saved: Saved, how: str) -> Saved:
         row = self._tally.row(call.name)
@@ -337,12 +364,10 @@ class CompressedActivations:
         self._measuring = (ramp or number % every == 0) if self.settings.adaptive else number == 1
         if self._always is not None:
             self._measuring = self._always
-        self._constants = {
-            tensor.untyped_storage().data_ptr()
-            for tensors in (self.model.parameters(), self.model.buffers())
-            for tensor in tensors
-            if type(tensor) in (nn.Parameter, Tensor)
-        }
+        if self._measuring or not self._fixed:
+            tensors = (*self.model.parameters(), *self.model.buffers())
+            self._fixed = [x for x in tensors if type(x) in (nn.Parameter, Tensor)]
+        self._constants = {x.untyped_storage().data_ptr() for x in self._fixed}
         self._tally = Tally()
 
     def _end_step(self) -> None:
@@ -422,26 +447,15 @@ class CompressedActivations:
         return check(self, loss)
 
 
-def _window(call: Call) -> Window | None:
-    """Return the windows of a pooling function; None where they are not all alike."""
-    if call.plane is None or call.name.startswith("adaptive"):
-        return None
-    num = int(call.name[len("max_pool")])
-    kernel = spread(argument(call.args, call.kwargs, 1, "kernel_size"), num)
-    given = argument(call.args, call.kwargs, 2, "stride")
-    stride = kernel if given is None or given == [] or given == () else spread(given, num)
-    padding = spread(argument(call.args, call.kwargs, 3, "padding", 0), num)
-    dilation = spread(argument(call.args, call.kwargs, 4, "dilation", 1), num)
-    if num == 1:  # is run as one of two axes
-        kernel, stride, padding, dilation = (1, *kernel), (1, *stride), (0, *padding), (1, *dilation)
-    if len(call.plane) != len(kernel):
-        return None
-    return Window(call.plane, kernel, stride, padding, dilation)
-
-
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise UsageError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise UsageError(
+                f"module {name or type(module).__name__!r} went through torch.compile, which fuses the functions whose "
+                "saved tensors COMET tells apart; use it without torch.compile"
+            )
 
 
 def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

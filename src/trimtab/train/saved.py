@@ -7,18 +7,18 @@ is final; tensors that are kept as they are must not have changed since, as with
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab import kernels
 from trimtab.arrays import as_numpy
 from trimtab.bounds import Abs
 from trimtab.codecs import Blocks, Codec
+from trimtab.kernels.places.ref import bits_of
 from trimtab.packed import Packed
 
 
@@ -94,13 +94,13 @@ class ShapeOnly:
 class Bounded:
     """Values within an error bound. Decoded once for all that read it."""
 
-    __slots__ = (
-        "__weakref__", "_cache", "_codec", "_layout", "_left", "_lock", "_packed", "_squares", "bound", "readers", "signs"
-    )  # fmt: skip
+    __slots__ = ("__weakref__", "_cache", "_codec", "_layout", "_left", "_lock", "_packed", "_signs", "_squares")
+    __slots__ += ("bound", "readers")
 
     def __init__(self, x: Tensor, codec: Codec, bound: float, signs: Signs | None = None) -> None:
-        self._layout, self._codec, self.signs = Layout(x), codec, signs
-        self._lock, self._cache, self.readers, self._left = threading.Lock(), None, 0, 0
+        self._layout, self._codec, self._signs = Layout(x), codec, signs
+        self._lock, self.readers, self._left = threading.Lock(), 0, 0
+        self._cache: Tensor | None = None
         self.encode(x, bound)
 
     def encode(self, x: Tensor, bound: float) -> None:
@@ -126,9 +126,10 @@ class Bounded:
     def restore(self) -> Tensor:
         """Return the values; what is decoded is kept until all who saved it have it."""
         with self._lock:
-            if self._cache is None:
-                self._cache, self._left = self.decode(), self.readers
             y = self._cache
+            if y is None:
+                y = self._cache = self.decode()
+                self._left = self.readers
             self._left -= 1
             if self._left <= 0:
                 self._cache = None
@@ -142,22 +143,24 @@ class Bounded:
             self._codec.decode(self._packed, out=as_numpy(flat))
         else:
             flat.copy_(torch.from_numpy(self._codec.decode(self._packed)))
-        if self.signs is not None:
-            y.mul_(self.signs.restore())
+        if self._signs is not None:
+            y.mul_(self._signs.restore())
         return y
 
 
 class Signs:
-    """Where a tensor is above zero.
+    """Where a tensor is above zero; with `nan`, NaN counts as such, as a rectifier's backward pass has it.
 
     While it waits it holds the tensor itself, for the next function may be one that keeps the values within a bound:
     then those serve both (`share`). Else `settle` makes a bit a value.
     """
 
-    __slots__ = ("__weakref__", "_bits", "_broken", "_layout", "_tensor", "_version", "bounded")
+    __slots__ = ("__weakref__", "_bits", "_broken", "_layout", "_nan", "_tensor", "_version", "bounded")
 
-    def __init__(self, x: Tensor) -> None:
-        self._layout, self._tensor, self._version = Layout(x), x, x._version
+    def __init__(self, x: Tensor, *, nan: bool) -> None:
+        self._nan = nan
+        self._layout, self._version = Layout(x), x._version
+        self._tensor: Tensor | None = x
         self._bits: np.ndarray | None = None
         self._broken = False
         self.bounded: Bounded | None = None
@@ -178,7 +181,8 @@ class Signs:
             return
         self._broken = x._version != self._version
         if not self._broken:
-            self._bits = pack_bits(self._layout.flat(x) > 0)
+            flat = self._layout.flat(x)
+            self._bits = pack_bits((flat <= 0).logical_not_() if self._nan else flat > 0)
 
     def restore(self) -> Tensor:
         """Return the tensor, or values with its signs."""
@@ -223,72 +227,51 @@ class TwoValued:
 class Places:
     """Places of maxima: for each result an index into the plane of the input, kept as a place inside its window."""
 
-    __slots__ = ("_codes", "_layout", "_window")
+    __slots__ = ("_layout", "_packed", "_windows")
 
-    def __init__(self, indices: Tensor, window: Window) -> None:
-        self._layout, self._window = Layout(indices), window
-        self._codes = window.places(indices).to(torch.uint8)
+    def __init__(self, indices: Tensor, windows: Windows, packed: np.ndarray) -> None:
+        self._layout, self._windows, self._packed = Layout(indices), windows, packed
+
+    @classmethod
+    def of(cls, indices: Tensor, windows: Windows) -> Places | None:
+        """Return the places of these indices; None where one is outside of its window."""
+        kernel = kernels.load("places")
+        rows = indices.detach().reshape(-1, windows.first.size).cpu().numpy()
+        packed = np.empty((len(rows), kernel.row_bytes(windows.first.size, windows.bits)), np.uint8)
+        if not kernel.encode(rows, windows.first, windows.offsets, windows.bits, packed):
+            return None
+        return cls(indices, windows, packed)
 
     @property
     def num_bytes(self) -> int:
-        return self._codes.nbytes
+        return self._packed.nbytes
 
     def restore(self) -> Tensor:
-        y = self._layout.empty()
-        y.copy_(self._window.indices(self._codes.to(torch.int64).view(self._layout.shape)))
-        return y
+        windows = self._windows
+        rows = np.empty((len(self._packed), windows.first.size), np.int64)
+        kernels.load("places").decode(self._packed, windows.first, windows.offsets, windows.bits, rows)
+        return torch.from_numpy(rows).view(self._layout.shape).to(self._layout.device)
 
 
-class Window:
-    """The windows of a pooling function."""
+class Windows:
+    """The windows of a pooling function: where each begins in the plane of the input, and what it has from there on."""
 
     def __init__(
         self,
         plane: tuple[int, ...],
+        outputs: tuple[int, ...],
         kernel: tuple[int, ...],
         stride: tuple[int, ...],
         padding: tuple[int, ...],
         dilation: tuple[int, ...],
     ) -> None:
-        self.plane, self.kernel, self.stride, self.padding, self.dilation = plane, kernel, stride, padding, dilation
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.kernel)
-
-    def _starts(self, shape: torch.Size, device: torch.device) -> list[Tensor]:
-        """Return the first coordinate of each window along each axis, to be broadcast over the results."""
-        axes = range(len(self.plane))
-        return [
-            (torch.arange(shape[a - len(axes)], device=device) * self.stride[a] - self.padding[a]).view(
-                [-1 if b == a else 1 for b in axes]
-            )
-            for a in axes
-        ]
-
-    def places(self, indices: Tensor) -> Tensor:
-        """Return the place in its window of each index: 0 to `size` - 1."""
-        place = torch.zeros_like(indices)
-        rest, inner = indices, math.prod(self.plane)
-        for start, length, kernel, dilation in zip(
-            self._starts(indices.shape, indices.device), self.plane, self.kernel, self.dilation, strict=True
-        ):
-            inner //= length
-            coordinate, rest = rest // inner, rest % inner
-            place = place * kernel + (coordinate - start) // dilation
-        return place
-
-    def indices(self, places: Tensor) -> Tensor:
-        """Return the indices of which these are the places."""
-        index = torch.zeros_like(places)
-        inner, outer = self.size, 1
-        for start, length, kernel, dilation in zip(
-            self._starts(places.shape, places.device), self.plane, self.kernel, self.dilation, strict=True
-        ):
-            inner //= kernel
-            index = index * length + start + (places // inner % kernel) * dilation
-            outer *= kernel
-        return index
+        first, offsets = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        for axis, length in enumerate(plane):
+            begins = np.arange(outputs[axis]) * stride[axis] - padding[axis]
+            first = np.add.outer(first * length, begins).reshape(-1)
+            offsets = np.add.outer(offsets * length, np.arange(kernel[axis]) * dilation[axis]).reshape(-1)
+        self.first, self.offsets = first, offsets
+        self.bits = bits_of(offsets.size)
 
 
 def pack_bits(x: Tensor) -> np.ndarray:
@@ -311,6 +294,3 @@ def check_version(x: Tensor, version: int) -> None:
     """Raise what autograd raises where a saved tensor was changed in place."""
     if x._version != version:
         raise RuntimeError(f"{_CHANGED} (shape {list(x.shape)}, version {x._version}, expected {version})")
-
-
-Restore = Callable[[Any], Tensor]
