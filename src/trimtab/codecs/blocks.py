@@ -20,7 +20,8 @@ rounded to the dtype of the array; elements of kept blocks are as they are.
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, NamedTuple
 
 import msgspec
 import numpy as np
@@ -38,6 +39,9 @@ from trimtab.packed import Header, Packed
 SLICE = 1 << 18
 """Elements that one thread takes at a time: whole chunks that stay in its cache."""
 
+_SAMPLE = 256
+"""Chunks that estimates are made from."""
+
 _ROUNDING = {"float32": NONE, "float16": FLOAT16, "bfloat16": BFLOAT16}
 _DIGITS = {"float32": 18, "float16": 5, "bfloat16": 4}  # of e in binary, so that few multiples of it need rounding
 _EXPONENTS = {"float32": (-149, 127), "float16": (-24, 15), "bfloat16": (-133, 127)}  # of the powers of 2 in a dtype
@@ -51,6 +55,14 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         if not math.isfinite(self.error) or self.error > 2.0**127 or float(np.float32(self.error)) != self.error:
             raise ValueError(f"error {self.error} is not a float32 of at most 2^127")
+
+
+class Estimate(NamedTuple):
+    """What an array would take within some bound."""
+
+    num_bytes: float
+    squared_error: float
+    """The sum over all elements."""
 
 
 class Blocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="id", tag="blocks"):
@@ -81,28 +93,36 @@ class Blocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Pack as `encode` does; return also the sum of the squared errors of all elements, which costs nothing."""
         if not isinstance(bound, Abs | Rel):
             raise BoundError(f"codec 'blocks' promises Abs or Rel; got {bound} at $.bound")
-        name = dtype_name(x.dtype)
-        if name not in _ROUNDING:
-            raise ShapeError(f"codec 'blocks' takes {', '.join(_ROUNDING)}; got {name}")
-        flat = np.ascontiguousarray(x, numpy_dtype(name)).reshape(-1)
+        flat = _flat(x)
+        name = dtype_name(flat.dtype)
         error = error_step(absolute_limit(bound, flat), name)
         sizes = np.empty(-(-flat.size // CHUNK), np.uint16)
         num_slices = -(-flat.size // SLICE)
         stream, totals = Stream(most_bytes(flat.size, flat.itemsize)), [0.0] * num_slices
-        kernel = kernels.load("blocks")
 
         def work(index: int) -> None:
-            part = flat[index * SLICE : (index + 1) * SLICE]
-            out = np.empty(most_bytes(part.size, part.itemsize), np.uint8)
-            part_sizes = sizes[index * SLICE // CHUNK :][: -(-part.size // CHUNK)]
-            settings = np.float32(error), _ROUNDING[name], part_sizes, out
-            num_bytes, totals[index] = kernel.encode(_widened(part), part.view(np.uint8), *settings)
-            stream.put(index, out[:num_bytes])
+            part_sizes = sizes[index * SLICE // CHUNK :][: SLICE // CHUNK]
+            data, totals[index] = _encode_slice(flat[index * SLICE : (index + 1) * SLICE], error, part_sizes)
+            stream.put(index, data)
 
         kernels.for_each(work, num_slices)
         params = {"error": error}
         header = Header(codec=describe(self), bound=bound, dtype=name, shape=x.shape, params=params)
         return Packed(header, {"sizes": sizes, "data": stream.finish()}), math.fsum(totals)
+
+    def estimate(self, x: np.ndarray, bounds: Sequence[Abs | Rel]) -> list[Estimate]:
+        """Return about what `encode` would make of `x` within each bound, from a sample of up to 2^18 elements."""
+        flat = _flat(x)
+        name = dtype_name(flat.dtype)
+        sample = _sample(flat)
+        sizes = np.empty(-(-sample.size // CHUNK), np.uint16)
+        scale = flat.size / max(sample.size, 1)
+        estimates = []
+        for bound in bounds:
+            error = error_step(absolute_limit(bound, flat), name)
+            data, squared_error = _encode_slice(sample, error, sizes)
+            estimates.append(Estimate(scale * (data.size + sizes.nbytes), scale * squared_error))
+        return estimates
 
     def decode(self, packed: Packed, *, out: np.ndarray | None = None) -> np.ndarray:
         """Return the array.
@@ -156,6 +176,33 @@ def error_step(limit: float, dtype: str) -> float:
         return 2.0**highest
     grain = max(math.frexp(limit)[1] - _DIGITS[dtype], lowest)
     return math.ldexp(math.floor(math.ldexp(limit, -grain)), grain)
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    name = dtype_name(x.dtype)
+    if name not in _ROUNDING:
+        raise ShapeError(f"codec 'blocks' takes {', '.join(_ROUNDING)}; got {name}")
+    return np.ascontiguousarray(x, numpy_dtype(name)).reshape(-1)
+
+
+def _sample(flat: np.ndarray) -> np.ndarray:
+    """Return some whole chunks, one from anywhere in each of equal stretches: channels come by turns, too."""
+    stretch = flat.size // (_SAMPLE * CHUNK)
+    if stretch < 2:
+        return flat[:SLICE]
+    chunks = flat[: _SAMPLE * stretch * CHUNK].reshape(_SAMPLE, stretch, CHUNK)
+    golden = np.arange(_SAMPLE) * ((math.sqrt(5) - 1) / 2) % 1
+    return chunks[np.arange(_SAMPLE), (golden * stretch).astype(np.int64)].reshape(-1)
+
+
+def _encode_slice(x: np.ndarray, error: float, sizes: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the chunks of up to `SLICE` elements and the sum of the squared errors; fill in the chunks' `sizes`."""
+    out = np.empty(most_bytes(x.size, x.itemsize), np.uint8)
+    rounding = _ROUNDING[dtype_name(x.dtype)]
+    num_bytes, squared_error = kernels.load("blocks").encode(
+        _widened(x), x.view(np.uint8), np.float32(error), rounding, sizes, out
+    )
+    return out[:num_bytes], squared_error
 
 
 def _widened(x: np.ndarray) -> np.ndarray:

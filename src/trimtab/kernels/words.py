@@ -93,7 +93,7 @@ def marked_bytes(typingctx, address, value):
 
     def codegen(context, builder, signature, args):
         found = builder.and_(_load_bytes(builder, args[0]), _all_lanes(builder, args[1]))
-        return _lanes_word(builder, builder.icmp_unsigned("!=", found, ir.Constant(_BYTES, [0] * 64)))
+        return bit_word(builder, builder.icmp_unsigned("!=", found, ir.Constant(_BYTES, [0] * 64)))
 
     return types.uint64(types.uintp, types.uint8), codegen
 
@@ -103,7 +103,7 @@ def raise_bytes(typingctx, address, word, value):
     """Add a byte to those of the 64 bytes at an address whose bit in a word is set."""
 
     def codegen(context, builder, signature, args):
-        chosen = _word_lanes(builder, args[1])
+        chosen = word_bits(builder, args[1])
         added = builder.select(chosen, _all_lanes(builder, args[2]), ir.Constant(_BYTES, [0] * 64))
         pointer = builder.inttoptr(args[0], _BYTES.as_pointer())
         builder.store(builder.add(builder.load(pointer, align=1), added), pointer, align=1)
@@ -268,7 +268,7 @@ def _little_endian(builder, value):
 def _compared_bytes(relation):
     def codegen(context, builder, signature, args):
         found = builder.icmp_unsigned(relation, _load_bytes(builder, args[0]), _all_lanes(builder, args[1]))
-        return _lanes_word(builder, found)
+        return bit_word(builder, found)
 
     return codegen
 
@@ -283,11 +283,13 @@ def _all_lanes(builder, value):
     return builder.shuffle_vector(place, place, ir.Constant(ir.VectorType(_HALF_WORD, 64), [0] * 64))
 
 
-def _lanes_word(builder, lanes):
+def bit_word(builder, lanes):
+    """Return the word of 64 truth values, of which lane 0 is the lowest bit; for code that emits vectors itself."""
     return _lowest_first(builder, builder.bitcast(lanes, _WORD))
 
 
-def _word_lanes(builder, word):
+def word_bits(builder, word):
+    """Return the 64 truth values of a word: the inverse of `bit_word`."""
     return builder.bitcast(_lowest_first(builder, word), _LANES)
 
 

@@ -10,11 +10,15 @@ that there are 16 bytes behind each.
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-from trimtab.kernels.blocks.ref import BFLOAT16, BLOCK, CHUNK, FLOAT16, LARGEST, NONE, most_bytes
+from trimtab.kernels.blocks.ref import BFLOAT16, BLOCK, CHUNK, FLOAT16, NONE, ROUNDS, most_bytes
 from trimtab.kernels.jit import kernel
 from trimtab.kernels.words import (
+    bit_word,
     count_ones,
     deposit_bits,
     extract_bits,
@@ -23,18 +27,16 @@ from trimtab.kernels.words import (
     load64,
     marked_bytes,
     raise_bytes,
-    shift_right32,
     store64,
 )
 
-__all__ = ["BFLOAT16", "BLOCK", "CHUNK", "FLOAT16", "LARGEST", "NONE", "decode", "encode", "most_bytes", "restore"]
+__all__ = ["BFLOAT16", "BLOCK", "CHUNK", "FLOAT16", "NONE", "ROUNDS", "decode", "encode", "most_bytes", "restore"]
 
-_CHUNK, _BLOCK, _BLOCKS, _LARGEST = CHUNK, BLOCK, CHUNK // BLOCK, LARGEST
+_CHUNK, _BLOCK, _BLOCKS, _ROUNDS = CHUNK, BLOCK, CHUNK // BLOCK, ROUNDS
 _FLOAT16, _BFLOAT16 = FLOAT16, BFLOAT16
-_LIMIT = np.float32(1 << 22)
+_LIMIT = (1 << 22) - 1
 _ZERO, _MIXED, _FULL, _KEPT = range(4)
-_SIGNED, _CHOICES, _LARGEST_SHIFT = 32, 5, 22
-_IS_ZERO, _IS_NEGATIVE, _IS_BAD = np.uint8(1), np.uint8(2), np.uint8(4)
+_SIGNED, _CODE_BITS = 32, 22
 _ALL = np.uint64(2**64 - 1)
 _BEHIND = 16
 _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
@@ -42,198 +44,257 @@ _FLOATS = types.Array(types.float32, 1, "C", readonly=True)
 _SIZES = types.Array(types.uint16, 1, "C", readonly=True)
 u8, u16, u64, i32, f32, uintp = np.uint8, np.uint16, np.uint64, np.int32, np.float32, np.uintp
 
+_LANE = ir.IntType(32)
+_WIDE, _CODES, _NARROW = (ir.VectorType(lane, BLOCK) for lane in (ir.FloatType(), _LANE, ir.IntType(8)))
 
-@kernel(types.void(types.float32[::1], types.int64))
-def _round(y, rounding):
-    """Round positive float32 to a shorter type; what is beyond float16 becomes an infinity."""
-    bits = y.view(i32)
-    if rounding == _BFLOAT16:
-        for k in range(bits.size):
-            b = bits[k]
-            bits[k] = i32(i32(b + i32(0x7FFF) + i32((b >> 16) & 1)) & i32(-0x10000))
-    else:
-        for k in range(bits.size):
-            b = bits[k]
-            # adding and taking away 1/2 leaves what a denormal float16 has of a float32
-            small = f32(f32(y[k] + f32(0.5)) - f32(0.5))
-            bits[k] = i32(i32(b + i32(0xFFF) + i32((b >> 13) & 1)) & i32(-0x2000))
-            normal = y[k] if y[k] < f32(65520) else f32(np.inf)
-            y[k] = small if b < i32(113 << 23) else normal
+
+def _quantise_as(rounding):
+    """Return the function that quantises the block of float32 at `x`, for elements of one dtype.
+
+    It writes c - 1 (int32, -1 for zeros) to `rest`, and returns words that tell which elements are not zero, which
+    are negative and which cannot be coded, the sums of the c - 1 of those that are not zero and of their bit lengths,
+    and that of the squared errors.
+    """
+
+    @intrinsic
+    def quantise(typingctx, x, inverse, error, rest):
+        returned = types.Tuple((types.uint64, types.uint64, types.uint64, types.int32, types.int32, types.float32))
+
+        def codegen(context, b, signature, args):
+            address, inverse, error, rest = args
+            inverse, error = (_in_all_lanes(b, value, _WIDE) for value in (inverse, error))
+            nothing, limit = (ir.Constant(_WIDE, [float(value)] * BLOCK) for value in (0, _LIMIT))
+            x = b.load(b.inttoptr(address, _WIDE.as_pointer()), align=1)
+            magnitude = _magnitudes(b, x)
+            scaled = b.fmul(magnitude, inverse)
+            scaled = b.select(b.fcmp_ordered("<", scaled, limit), scaled, limit)
+            floor = b.fptosi(scaled, _CODES)
+            y = b.fmul(b.sitofp(b.add(b.add(floor, floor), _codes(1)), _WIDE), error)
+            if rounding == BFLOAT16:
+                y = _as_bfloat16(b, y)
+            elif rounding == FLOAT16:
+                y = _as_float16(b, y)
+            miss = _magnitudes(b, b.fsub(y, magnitude))
+            some = b.fcmp_unordered("!=", magnitude, nothing)
+            bad = b.and_(b.fcmp_unordered(">", miss, error), some)
+            negative = b.fcmp_ordered("<", x, nothing)
+            b.store(b.select(some, floor, _codes(-1)), b.inttoptr(rest, _CODES.as_pointer()), align=4)
+            add = cgutils.get_or_insert_function(
+                b.module, ir.FunctionType(_LANE, [_CODES]), f"llvm.vector.reduce.add.v{BLOCK}i32"
+            )
+            squares = b.select(some, b.fmul(miss, miss), nothing)
+            half = BLOCK // 2
+            while half:
+                low, high = (ir.Constant(ir.VectorType(_LANE, half), list(range(o, o + half))) for o in (0, half))
+                squares = b.fadd(b.shuffle_vector(squares, squares, low), b.shuffle_vector(squares, squares, high))
+                half //= 2
+            length = b.sub(b.ashr(b.bitcast(scaled, _CODES), _codes(23)), _codes(126))  # that of the floor, if above 0
+            length = b.select(b.icmp_signed(">", length, _codes(0)), length, _codes(0))
+            found = [bit_word(b, lanes) for lanes in (some, negative, bad)]
+            found += [b.call(add, [b.select(some, floor, _codes(0))]), b.call(add, [length])]
+            found.append(b.extract_element(squares, _LANE(0)))
+            return context.make_tuple(b, signature.return_type, found)
+
+        return returned(types.uintp, types.float32, types.float32, types.uintp), codegen
+
+    return quantise
+
+
+def _in_all_lanes(b, value, kind):
+    place = b.insert_element(ir.Constant(kind, ir.Undefined), value, _LANE(0))
+    return b.shuffle_vector(place, place, ir.Constant(_CODES, [0] * BLOCK))
+
+
+def _codes(value):
+    return ir.Constant(_CODES, [value] * BLOCK)
+
+
+def _magnitudes(b, x):
+    return b.bitcast(b.and_(b.bitcast(x, _CODES), _codes(0x7FFFFFFF)), _WIDE)
+
+
+def _rounded_at(b, bits, place):
+    """Round the bits of positive float32 to the bit at `place`, ties to even."""
+    odd = b.and_(b.lshr(bits, _codes(place)), _codes(1))
+    bits = b.add(bits, b.add(odd, _codes((1 << (place - 1)) - 1)))
+    return b.and_(bits, _codes(-1 << place))
+
+
+def _as_bfloat16(b, y):
+    return b.bitcast(_rounded_at(b, b.bitcast(y, _CODES), 16), _WIDE)
+
+
+def _as_float16(b, y):
+    """Round positive float32 to float16; what is beyond becomes infinite."""
+    bits = b.bitcast(y, _CODES)
+    half, beyond, infinite = (ir.Constant(_WIDE, [value] * BLOCK) for value in (0.5, 65520.0, float("inf")))
+    denormal = b.fsub(b.fadd(y, half), half)  # the last bit of the sum is that of a denormal float16
+    normal = b.bitcast(_rounded_at(b, bits, 13), _WIDE)
+    normal = b.select(b.fcmp_ordered("<", y, beyond), normal, infinite)
+    return b.select(b.icmp_signed("<", bits, _codes(113 << 23)), denormal, normal)
+
+
+_quantise, _quantise_float16, _quantise_bfloat16 = map(_quantise_as, (NONE, FLOAT16, BFLOAT16))
+
+
+@intrinsic
+def _store_rounds(typingctx, rest, shift, q):
+    """Write a block's ``((c - 1) >> shift) + 1``, at most 255, as bytes."""
+
+    def codegen(context, b, signature, args):
+        rest = b.load(b.inttoptr(args[0], _CODES.as_pointer()), align=4)
+        shifted = b.ashr(rest, _in_all_lanes(b, args[1], _CODES))
+        shifted = b.select(b.icmp_signed("<", shifted, _codes(254)), shifted, _codes(254))
+        b.store(b.trunc(b.add(shifted, _codes(1)), _NARROW), b.inttoptr(args[2], _NARROW.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.int32, types.uintp), codegen
+
+
+@intrinsic
+def _store_low(typingctx, rest, shift, low):
+    """Write the byte from bit `shift` on of a block's c - 1."""
+
+    def codegen(context, b, signature, args):
+        rest = b.load(b.inttoptr(args[0], _CODES.as_pointer()), align=4)
+        shifted = b.ashr(rest, _in_all_lanes(b, args[1], _CODES))
+        b.store(b.trunc(shifted, _NARROW), b.inttoptr(args[2], _NARROW.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.int32, types.uintp), codegen
 
 
 @kernel(
-    types.UniTuple(types.float64, 2)(_FLOATS, _BYTES, types.float32, types.int64, types.uint16[::1], types.uint8[::1])
+    types.Tuple((types.int64, types.float64))(
+        _FLOATS, _BYTES, types.float32, types.int64, types.uint16[::1], types.uint8[::1]
+    )
 )
-def _encode(x, words, error, rounding, sizes, out):
+def encode(x, words, error, rounding, sizes, out):
     itemsize = words.size // max(x.size, 1)
     inverse = f32(1) / f32(error + error)
-    padded = np.zeros(_CHUNK, f32)
-    y = np.empty(_CHUNK, f32)
-    errors = np.empty(_CHUNK, f32)
-    rest = np.empty(_CHUNK, i32)  # c - 1: -1 for zeros
-    flags = np.empty(_CHUNK, u8)
-    q = np.empty(_CHUNK, u8)  # q + 1: 0 for zeros
-    low = np.empty(3 * _CHUNK, u8)
-    parts = np.empty(_BLOCK, f32)
-    largest = np.empty(_BLOCKS, i32)
+    padded = np.empty(_CHUNK, f32)
+    rest = np.empty(_CHUNK, i32)
+    q = np.empty(_BLOCK, u8)
+    low = np.empty(_BLOCK, u8)
     kinds = np.empty(_BLOCKS, u8)
     masks = np.empty(_BLOCKS, u64)
-    flags_at, q_at, low_at, out_at = (
-        uintp(flags.ctypes.data), uintp(q.ctypes.data), uintp(low.ctypes.data), uintp(out.ctypes.data)
+    negatives = np.empty(_BLOCKS, u64)
+    squares = np.empty(_BLOCKS, f32)
+    rest_at, q_at, low_at, out_at = (
+        uintp(rest.ctypes.data), uintp(q.ctypes.data), uintp(low.ctypes.data), uintp(out.ctypes.data)
     )  # fmt: skip
     at, total = 0, 0.0
     for start in range(0, x.size, _CHUNK):
         v = x[start : min(start + _CHUNK, x.size)]
         num_blocks = (v.size + _BLOCK - 1) // _BLOCK
-        size = num_blocks * _BLOCK
-        if v.size < size:
-            p = padded[:size]
+        v_at = uintp(v.ctypes.data)
+        if v.size < num_blocks * _BLOCK:
+            p = padded[: num_blocks * _BLOCK]
             for i in range(v.size):
                 p[i] = v[i]
-            for i in range(v.size, size):
+            for i in range(v.size, p.size):
                 p[i] = f32(0)
-        w = padded[:size] if v.size < size else v
-        z, er, c, fl = y[:size], errors[:size], rest[:size], flags[:size]
-        for i in range(size):
-            t = abs(w[i]) * inverse
-            t = t if t < _LIMIT else _LIMIT
-            k = i32(t)
-            z[i] = f32(i32(k + k + 1)) * error
-            c[i] = k
-        if rounding:
-            _round(z, rounding)
-        for i in range(size):
-            a = abs(w[i])
-            miss = abs(f32(z[i] - a))
-            zero = a == f32(0)
-            good = (miss <= error) & (c[i] < i32(_LIMIT)) & (z[i] > f32(0))
-            c[i] = i32(-1) if zero else c[i]
-            er[i] = f32(0) if zero else miss
-            fl[i] = u8(
-                (_IS_ZERO if zero else u8(0))
-                | (_IS_NEGATIVE if w[i] < f32(0) else u8(0))
-                | (u8(0) if good | zero else _IS_BAD)
-            )
-        num, lengths, num_coded, any_negative, any_kind = 0, 0, 0, u64(0), 0
+            v_at = uintp(padded.ctypes.data)
+        shifts, num_coded, any_negative, any_kind = 0, 0, u64(0), u8(0)
         for b in range(num_blocks):
-            f_at = flags_at + uintp(b * _BLOCK)
-            cb = rest[b * _BLOCK : (b + 1) * _BLOCK]
-            mask = u64(~marked_bytes(f_at, _IS_ZERO))
-            masks[b] = mask
-            most = i32(0)
-            if marked_bytes(f_at, _IS_BAD):
-                kinds[b] = _KEPT
-                for i in range(_BLOCK):
-                    cb[i] = i32(-1)
-            elif mask == u64(0):
-                kinds[b] = _ZERO
+            block, target = v_at + uintp(4 * b * _BLOCK), rest_at + uintp(4 * b * _BLOCK)
+            if rounding == _FLOAT16:
+                mask, negative, bad, rest_sum, lengths, square = _quantise_float16(block, inverse, error, target)
+            elif rounding == _BFLOAT16:
+                mask, negative, bad, rest_sum, lengths, square = _quantise_bfloat16(block, inverse, error, target)
             else:
-                kinds[b] = _FULL if mask == _ALL else _MIXED
-                any_negative |= marked_bytes(f_at, _IS_NEGATIVE)
-                for i in range(_BLOCK):
-                    most = max(most, cb[i])
-                num += count_ones(mask)
-                lengths += 64 - np.int64(leading_zeros(u64(most)))
+                mask, negative, bad, rest_sum, lengths, square = _quantise(block, inverse, error, target)
+            masks[b], negatives[b], squares[b] = mask, negative, square
+            kind = u8(_FULL if mask == _ALL else _MIXED)
+            if bad:
+                kind = u8(_KEPT)
+            elif mask:
+                any_negative |= negative
+                n = i32(count_ones(mask))
+                mean = u64(i32(i32(i32(2) * rest_sum + n) // i32(i32(2) * n)))
+                shifts += min(max(63 - np.int64(leading_zeros(mean)), 0), np.int64(lengths // n) + 1)
                 num_coded += 1
-            largest[b] = most
-            any_kind |= kinds[b]
+            else:
+                kind = u8(_ZERO)
+            kinds[b] = kind
+            any_kind |= kind
         if any_kind == 0:
             sizes[start // _CHUNK] = u16(0)
             continue
         signed = any_negative != u64(0)
+        r = (2 * shifts + num_coded) // max(2 * num_coded, 1)
 
-        # the shift
-        lowest = max(lengths // max(num_coded, 1) - (_CHOICES - 1), 0)
-        r, best = lowest, np.int64(-1)
-        for shift in range(lowest, lowest + _CHOICES):
-            s = i32(shift)
-            q_sum = i32(0)
-            for i in range(size):
-                q_sum += max(min(shift_right32(c[i], s), i32(_LARGEST + 1)), i32(0))
-            num_kept, any_left = 0, i32(0)
-            for b in range(num_blocks):
-                over = shift_right32(largest[b], s)
-                any_left |= over
-                num_kept += over > _LARGEST
-            cost = num * (shift + 1) + np.int64(q_sum) + num_kept * 8 * _BLOCK * itemsize
-            if best < 0 or cost < best:
-                r, best = shift, cost
-            if any_left == 0:
-                break
-
-        s = i32(r)
-        qs = q[:size]
-        for i in range(size):
-            qs[i] = u8(i32(min(shift_right32(c[i], s), i32(254)) + i32(1)))
-        for byte in range((r + 7) // 8):
-            s = i32(8 * byte)
-            ls = low[byte * _CHUNK : byte * _CHUNK + size]
-            for i in range(size):
-                ls[i] = u8(shift_right32(c[i], s) & i32(255))
-
-        # the bits
         head = 1 + (num_blocks + 3) // 4
         place = out_at + uintp(at + head)
         word, fill = u64(0), u64(0)
-        kept_bytes = 0
+        any_kept = False
         for b in range(num_blocks):
             if kinds[b] == _ZERO:
                 continue
-            first = b * _BLOCK
-            last = min(first + _BLOCK, v.size)
-            plain = (last - first) * itemsize
-            mask = masks[b]
-            n = count_ones(mask)
-            if kinds[b] != _KEPT:
-                qb = q[first : first + _BLOCK]
-                q_sum = i32(0)
-                for i in range(_BLOCK):
-                    q_sum += i32(qb[i])
-                num_bits = n * (r + signed) + np.int64(q_sum) + (_BLOCK if kinds[b] == _MIXED else 0)
-                if shift_right32(largest[b], i32(r)) > _LARGEST or num_bits >= 8 * plain:
-                    kinds[b] = _KEPT
             if kinds[b] == _KEPT:
-                kept_bytes += plain
-                eb = errors[first : first + _BLOCK]
-                for i in range(_BLOCK):
-                    eb[i] = f32(0)
+                any_kept = True
                 continue
-            q_block, low_block = q_at + uintp(first), low_at + uintp(first)
+            block, mask = rest_at + uintp(4 * b * _BLOCK), masks[b]
+            before_place, before_word, before_fill = place, word, fill
+            n = u64(count_ones(mask))
             if kinds[b] == _MIXED:
-                store64(place, u64(word | (mask << fill)))
-                word = u64((mask >> u64(1)) >> (u64(63) - fill))
+                store64(place, word | (mask << fill))
+                word = (mask >> u64(1)) >> (u64(63) - fill)
                 place += uintp(8)
             if signed:
-                bits = extract_bits(marked_bytes(flags_at + uintp(first), _IS_NEGATIVE), mask)
-                word = u64(word | (bits << fill))
+                bits = extract_bits(negatives[b], mask)
+                word |= bits << fill
                 store64(place, word)
-                end = u64(fill + u64(n))
-                if end >= u64(64):
-                    word = u64((bits >> u64(1)) >> (u64(63) - fill))
-                    place += uintp(8)
-                fill = u64(end & u64(63))
+                end = fill + n
+                full = u64(0) - (end >> u64(6))
+                word = (word & ~full) | (((bits >> u64(1)) >> (u64(63) - fill)) & full)
+                place += uintp(full & u64(8))
+                fill = end & u64(63)
             for plane in range(r):
-                bits = marked_bytes(low_block + uintp((plane >> 3) * _CHUNK), u8(1 << (plane & 7)))
-                bits = extract_bits(bits, mask)
-                word = u64(word | (bits << fill))
+                if plane & 7 == 0:
+                    _store_low(block, i32(plane), low_at)
+                bits = extract_bits(marked_bytes(low_at, u8(1 << (plane & 7))), mask)
+                word |= bits << fill
                 store64(place, word)
-                end = u64(fill + u64(n))
-                if end >= u64(64):
-                    word = u64((bits >> u64(1)) >> (u64(63) - fill))
-                    place += uintp(8)
-                fill = u64(end & u64(63))
-            alive, above = mask, u8(1)
-            while alive:
-                more = greater_bytes(q_block, above)
+                end = fill + n
+                full = u64(0) - (end >> u64(6))
+                word = (word & ~full) | (((bits >> u64(1)) >> (u64(63) - fill)) & full)
+                place += uintp(full & u64(8))
+                fill = end & u64(63)
+            _store_rounds(block, i32(r), q_at)
+            alive, above = mask, 1
+            while alive != u64(0) and above <= _ROUNDS:
+                more = greater_bytes(q_at, u8(above))
                 bits = extract_bits(more, alive)
-                word = u64(word | (bits << fill))
+                word |= bits << fill
                 store64(place, word)
-                end = u64(fill + u64(count_ones(alive)))
-                if end >= u64(64):
-                    word = u64((bits >> u64(1)) >> (u64(63) - fill))
-                    place += uintp(8)
-                fill = u64(end & u64(63))
-                alive, above = more, u8(above + 1)
+                end = fill + u64(count_ones(alive))
+                full = u64(0) - (end >> u64(6))
+                word = (word & ~full) | (((bits >> u64(1)) >> (u64(63) - fill)) & full)
+                place += uintp(full & u64(8))
+                fill = end & u64(63)
+                alive = more
+                above += 1
+            if alive != u64(0):
+                n = u64(count_ones(alive))
+                for plane in range(r, _CODE_BITS):
+                    if plane == r or plane & 7 == 0:
+                        _store_low(block, i32(plane & ~7), low_at)
+                    bits = extract_bits(marked_bytes(low_at, u8(1 << (plane & 7))), alive)
+                    word |= bits << fill
+                    store64(place, word)
+                    end = fill + n
+                    full = u64(0) - (end >> u64(6))
+                    word = (word & ~full) | (((bits >> u64(1)) >> (u64(63) - fill)) & full)
+                    place += uintp(full & u64(8))
+                    fill = end & u64(63)
+            num_bits = np.int64(8 * (place - before_place)) + np.int64(fill) - np.int64(before_fill)
+            plain = (min((b + 1) * _BLOCK, v.size) - b * _BLOCK) * itemsize
+            if num_bits >= 8 * plain:
+                kinds[b], any_kept = u8(_KEPT), True
+                place, word, fill = before_place, before_word, before_fill
+            else:
+                total += np.float64(squares[b])
         store64(place, word)
         end_at = np.int64(place - out_at) + np.int64((fill + u64(7)) >> u64(3))
 
@@ -243,36 +304,18 @@ def _encode(x, words, error, rounding, sizes, out):
             for b in range(4 * four, min(4 * four + 4, num_blocks)):
                 byte |= np.int64(kinds[b]) << (2 * (b & 3))
             out[at + 1 + four] = u8(byte)
-        if kept_bytes:
+        if any_kept:
             for b in range(num_blocks):
                 if kinds[b] == _KEPT:
                     first = (start + b * _BLOCK) * itemsize
                     last = min(first + _BLOCK * itemsize, words.size)
-                    source, target = words[first:last], out[end_at : end_at + last - first]
+                    source, kept = words[first:last], out[end_at : end_at + last - first]
                     for i in range(source.size):
-                        target[i] = source[i]
+                        kept[i] = source[i]
                     end_at += last - first
         sizes[start // _CHUNK] = u16(end_at - at)
         at = end_at
-
-        for i in range(_BLOCK):
-            parts[i] = f32(0)
-        for b in range(num_blocks):
-            eb = errors[b * _BLOCK : (b + 1) * _BLOCK]
-            for i in range(_BLOCK):
-                parts[i] += eb[i] * eb[i]
-        chunk_total = 0.0
-        for i in range(_BLOCK):
-            chunk_total += np.float64(parts[i])
-        total += chunk_total
-    return np.float64(at), total
-
-
-def encode(
-    x: np.ndarray, words: np.ndarray, error: float, rounding: int, sizes: np.ndarray, out: np.ndarray
-) -> tuple[int, float]:
-    num_bytes, total = _encode(x, words, error, rounding, sizes, out)
-    return int(num_bytes), total
+    return np.int64(at), total
 
 
 @kernel(types.int64(_BYTES, _SIZES, types.float32, types.int64, types.float32[::1]))
@@ -307,7 +350,7 @@ def decode(data, sizes, error, itemsize, y):
             at = copied_at
         first = np.int64(chunk[0])
         r, signed = first & (_SIGNED - 1), first >= _SIGNED
-        if first >= 2 * _SIGNED or r > _LARGEST_SHIFT:
+        if first >= 2 * _SIGNED or r > _CODE_BITS:
             return -1
         kept_bytes, num_kept = 0, 0
         for b in range(4 * (head - 1)):
@@ -329,10 +372,9 @@ def decode(data, sizes, error, itemsize, y):
         if signed:
             for i in range(size):
                 ns[i] = u8(0)
-        for byte in range((r + 7) // 8):
-            ls = low[byte * _CHUNK : byte * _CHUNK + size]
-            for i in range(size):
-                ls[i] = u8(0)
+        low_bytes = (r + 7) // 8
+        for i in range(low_bytes * _CHUNK):
+            low[i] = u8(0)
 
         for b in range(num_blocks):
             kind = (np.int64(chunk[1 + (b >> 2)]) >> (2 * (b & 3))) & 3
@@ -362,26 +404,43 @@ def decode(data, sizes, error, itemsize, y):
             raise_bytes(q_block, mask, u8(1))
             alive, rounds = mask, 0
             while alive:
-                if bit > end or rounds > _LARGEST:
+                if bit > end:
                     return -1
+                if rounds == _ROUNDS:
+                    break
                 place, skip = at + uintp(bit >> 3), u64(bit & 7)
                 bits = u64((load64(place) >> skip) | ((load64(place + uintp(8)) << u64(1)) << (u64(63) - skip)))
                 bit += count_ones(alive)
                 alive = deposit_bits(bits, alive)
                 raise_bytes(q_block, alive, u8(1))
                 rounds += 1
+            if alive:
+                for i in range(low_bytes * _CHUNK, low.size):
+                    low[i] = u8(0)
+                low_bytes = 3
+                raise_bytes(q_block, alive, u8(256 - _ROUNDS))
+                n = count_ones(alive)
+                for plane in range(r, _CODE_BITS):
+                    if bit > end:
+                        return -1
+                    place, skip = at + uintp(bit >> 3), u64(bit & 7)
+                    bits = u64((load64(place) >> skip) | ((load64(place + uintp(8)) << u64(1)) << (u64(63) - skip)))
+                    raise_bytes(
+                        low_block + uintp((plane >> 3) * _CHUNK), deposit_bits(bits, alive), u8(1 << (plane & 7))
+                    )
+                    bit += n
             if bit > end:
                 return -1
         if (bit + 7) >> 3 != end >> 3:
             return -1
 
         s = i32(r)
-        if r == 0:
+        if low_bytes == 0:
             for i in range(v.size):
                 c = i32(qs[i])
                 t = f32(i32(c + c - i32(1))) * error
                 v[i] = t if qs[i] != u8(0) else f32(0)
-        elif r <= 8:
+        elif low_bytes == 1:
             ls = low[:size]
             for i in range(v.size):
                 c = i32(i32(i32(i32(qs[i]) - i32(1)) << s) | i32(ls[i]))
@@ -389,7 +448,7 @@ def decode(data, sizes, error, itemsize, y):
                 v[i] = t if qs[i] != u8(0) else f32(0)
         else:
             ls, ms, hs = low[:size], low[_CHUNK : _CHUNK + size], low[2 * _CHUNK : 2 * _CHUNK + size]
-            if r <= 16:
+            if low_bytes == 2:
                 for i in range(size):
                     hs[i] = u8(0)
             for i in range(v.size):

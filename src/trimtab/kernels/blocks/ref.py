@@ -2,8 +2,8 @@
 
 Code 0 stands for zero (of either sign, decoded as +0.0), code c from 1 up for the magnitudes from 2 (c - 1) e to 2 c e,
 and decodes to (2 c - 1) e in float32, with the sign of the element. So no error exceeds e, zeros stay zeros and signs
-stay signs. The code of a magnitude m is floor(m x (1 / (2 e))) + 1 in float32. An element cannot be coded where the
-floor is not below 2^22, or where what it decodes to, rounded to the dtype of the elements, misses the bound or is zero.
+stay signs; e is a number of the elements' dtype, or 0. The code of a magnitude m is floor(m x (1 / (2 e))) + 1 in
+float32, and 2^22 at most. An element cannot be coded where what it decodes to, rounded to its dtype, misses the bound.
 
 Elements come in chunks of 1024, of 16 blocks of 64; the last chunk has the blocks it needs, and its last block is
 filled up with zeros. A chunk of nothing but zeros has no bytes. Any other chunk is:
@@ -17,8 +17,13 @@ filled up with zeros. A chunk of nothing but zeros has no bytes. Any other chunk
 
 The bits of a coded block: for kind 1, 64 that tell which elements are not zero, n of them; with bit 5, n that tell
 which of these are negative; then n bits for each of the r lowest bits of ``c - 1``, lowest first; then rounds for
-``q = (c - 1) >> r``, at most 30. Round j, from 0 up, has a bit for each element with q >= j: whether q > j. The round
-without a set bit is the last, and is written.
+``q = (c - 1) >> r``. Round j, from 0 up, has a bit for each element with q >= j: whether q > j. The round without a set
+bit is the last, and is written. There are at most 16; the elements that are left then have a bit for each of the bits
+r to 21 of ``c - 1``, lowest first.
+
+A block is kept where an element cannot be coded, or where its bits are not fewer than those of its elements. r is the
+mean, halves rounded up, of what suits each block that can be coded: of the numbers ``c - 1`` of its elements that are
+not zero, with mean m and mean bit length l, the largest r with 2^r <= m + 1/2 and r <= l + 1, or 0.
 """
 
 from __future__ import annotations
@@ -31,20 +36,19 @@ BLOCK = 64
 NONE, FLOAT16, BFLOAT16 = range(3)
 """What decoded float32 are rounded to further."""
 
-LARGEST = 30
-"""The largest q."""
+ROUNDS = 16
 
-_LIMIT = np.float32(1 << 22)
+_LIMIT = np.float32((1 << 22) - 1)
 _ZERO, _MIXED, _FULL, _KEPT = range(4)
 _SIGNED = 32
-_CHOICES = 5
-_LARGEST_SHIFT = 22
+_CODE_BITS = 22
+_SLACK = 1024
 _ROUNDED = {FLOAT16: np.float16, BFLOAT16: ml_dtypes.bfloat16}
 
 
 def most_bytes(num_elements: int, itemsize: int) -> int:
-    """Return the size of a buffer that holds any encoding of so many elements, and 8 bytes that encoders may write."""
-    return num_elements * itemsize + -(-num_elements // CHUNK) * (1 + CHUNK // BLOCK // 4) + 8
+    """Return the size of a buffer to encode so many elements into: that of the longest encoding, and space to try."""
+    return num_elements * itemsize + -(-num_elements // CHUNK) * (1 + CHUNK // BLOCK // 4) + _SLACK
 
 
 def encode(
@@ -60,11 +64,12 @@ def encode(
     for k, start in enumerate(range(0, x.size, CHUNK)):
         values = x[start : start + CHUNK]
         bytes_ = words[itemsize * start : itemsize * (start + values.size)]
-        chunk, errors = _encode_chunk(values, bytes_, np.float32(error), rounding)
+        chunk, squares = _encode_chunk(values, bytes_, np.float32(error), rounding)
         sizes[k] = len(chunk)
         out[at : at + len(chunk)] = np.frombuffer(chunk, np.uint8)
         at += len(chunk)
-        total += _sum_of_squares(errors)
+        for square in squares:
+            total += float(square)
     return at, total
 
 
@@ -102,36 +107,38 @@ def _num_blocks(num_elements: int) -> int:
 
 
 def _encode_chunk(x: np.ndarray, words: np.ndarray, error: np.float32, rounding: int) -> tuple[bytes, np.ndarray]:
-    """Return the chunk, and the errors (float32) of its elements, 0 for those that are kept."""
-    itemsize, block_bytes = words.size // x.size, BLOCK * (words.size // x.size)
+    """Return the chunk, and the sums of the squared errors (float32) of its coded blocks."""
+    block_bytes = BLOCK * (words.size // x.size)
     x = np.append(x, np.zeros(-x.size % BLOCK, np.float32)).reshape(-1, BLOCK)
     codes, errors = _codes(x, error, rounding)
     kinds = np.where((codes == 0).any(1), _MIXED, _FULL)
     kinds[(codes == 0).all(1)] = _ZERO
     kinds[(errors < 0).any(1)] = _KEPT
     if not kinds.any():
-        return b"", errors
-    codes[kinds == _KEPT] = 0
-    signed = bool((x[kinds != _KEPT] < 0).any())
-    rest = np.maximum(codes - 1, 0)
-    r = _choose(rest, kinds, int((codes > 0).sum()), itemsize)
+        return b"", np.empty(0, np.float32)
+    rest = codes - 1
+    coded = np.flatnonzero((kinds == _MIXED) | (kinds == _FULL))
+    signed = bool((x[coded] < 0).any())
+    shifts = [_suiting_shift(rest[b][codes[b] > 0]) for b in coded]
+    r = (2 * sum(shifts) + coded.size) // max(2 * coded.size, 1)
     bits: list[np.ndarray] = [np.empty(0, bool)]
-    for b in np.flatnonzero((kinds == _MIXED) | (kinds == _FULL)):
+    for b in coded:
         mask = codes[b] > 0
         q = rest[b][mask] >> r
         parts = [mask] * int(kinds[b] == _MIXED) + [x[b][mask] < 0] * signed
         parts += [rest[b][mask] >> plane & 1 == 1 for plane in range(r)]
-        parts += [q[q >= j] > j for j in range(q.max() + 1)]
+        parts += [q[q >= j] > j for j in range(min(q.max() + 1, ROUNDS))]
+        parts += [rest[b][mask][q >= ROUNDS] >> plane & 1 == 1 for plane in range(r, _CODE_BITS)]
         plain_bytes = words[b * block_bytes : (b + 1) * block_bytes].size
-        if q.max() > LARGEST or sum(part.size for part in parts) >= 8 * plain_bytes:
+        if sum(part.size for part in parts) >= 8 * plain_bytes:
             kinds[b] = _KEPT
         else:
             bits += parts
-    errors[kinds == _KEPT] = 0
     kept = [words[b * block_bytes : (b + 1) * block_bytes].tobytes() for b in np.flatnonzero(kinds == _KEPT)]
     fours = np.append(kinds, np.zeros(-kinds.size % 4, np.int64)).reshape(-1, 4) << [0, 2, 4, 6]
     head = bytes([r | _SIGNED * signed, *fours.sum(1).tolist()])
-    return head + np.packbits(np.concatenate(bits), bitorder="little").tobytes() + b"".join(kept), errors
+    chunk = head + np.packbits(np.concatenate(bits), bitorder="little").tobytes() + b"".join(kept)
+    return chunk, _sums_of_squares(errors[(kinds == _MIXED) | (kinds == _FULL)])
 
 
 def _codes(x: np.ndarray, error: np.float32, rounding: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,37 +151,26 @@ def _codes(x: np.ndarray, error: np.float32, rounding: int) -> tuple[np.ndarray,
         if rounding != NONE:
             y = y.astype(_ROUNDED[rounding]).astype(np.float32)
         errors = np.abs(y - magnitude)
-        good = (errors <= error) & (floor < _LIMIT) & (y > 0)
+        good = errors <= error
     zero = magnitude == 0
     errors = np.where(zero, np.float32(0), np.where(good, errors, np.float32(-1)))
     return np.where(zero, 0, floor + 1).astype(np.int64), errors
 
 
-def _choose(rest: np.ndarray, kinds: np.ndarray, num: int, itemsize: int) -> int:
-    """Return r: of five, the first that seems to take the fewest bits for `num` elements.
-
-    The five start four below the mean bit length of the largest ``c - 1`` of each block that is to be coded.
-    """
-    largest = rest[(kinds == _MIXED) | (kinds == _FULL)].max(1, initial=0)
-    mean = sum(int(value).bit_length() for value in largest) // max(largest.size, 1)
-    lowest = max(mean - _CHOICES + 1, 0)
-
-    def cost(r: int) -> int:
-        num_kept = int((largest >> r > LARGEST).sum())
-        return num * (r + 1) + int(np.minimum(rest >> r, LARGEST + 1).sum()) + num_kept * 8 * BLOCK * itemsize
-
-    return min(range(lowest, lowest + _CHOICES), key=cost)
+def _suiting_shift(rest: np.ndarray) -> int:
+    lengths = [int(value).bit_length() for value in rest]
+    mean_suits = max(((2 * int(rest.sum()) + rest.size) // (2 * rest.size)).bit_length() - 1, 0)
+    return min(mean_suits, sum(lengths) // len(lengths) + 1)
 
 
-def _sum_of_squares(errors: np.ndarray) -> float:
-    """Return the sum of the squares, made in float32 for each place in a block, then in float64."""
-    parts = np.zeros(BLOCK, np.float32)
-    for row in errors.reshape(-1, BLOCK):
-        parts += row * row
-    total = 0.0
-    for part in parts.tolist():
-        total += part
-    return total
+def _sums_of_squares(errors: np.ndarray) -> np.ndarray:
+    """Return the sum of the squares of each row, made in float32, halves of the row added up until one is left."""
+    with np.errstate(over="ignore"):
+        squares = errors * errors
+        while squares.shape[1] > 1:
+            half = squares.shape[1] // 2
+            squares = squares[:, :half] + squares[:, half:]
+    return squares[:, 0]
 
 
 def _kinds(chunk: np.ndarray, num_blocks: int) -> np.ndarray:
@@ -207,7 +203,7 @@ def _decode_chunk(chunk: np.ndarray, error: np.float32, itemsize: int, y: np.nda
         return 0
     num_blocks = _num_blocks(y.size)
     head = 1 + -(-num_blocks // 4)
-    if chunk.size < head or chunk[0] >= 2 * _SIGNED or chunk[0] % _SIGNED > _LARGEST_SHIFT:
+    if chunk.size < head or chunk[0] >= 2 * _SIGNED or chunk[0] % _SIGNED > _CODE_BITS:
         return -1
     r, signed = int(chunk[0]) % _SIGNED, chunk[0] >= _SIGNED
     kinds = _kinds(chunk, num_blocks)
@@ -229,12 +225,18 @@ def _decode_chunk(chunk: np.ndarray, error: np.float32, itemsize: int, y: np.nda
                 return -1
             rest += bits.take(num).astype(np.int64) << plane
         alive, rounds = np.arange(num), 0
-        while alive.size:
-            if bits.passed or rounds > LARGEST:
+        while alive.size and rounds < ROUNDS:
+            if bits.passed:
                 return -1
             alive = alive[bits.take(alive.size)]
             rest[alive] += 1 << r
             rounds += 1
+        if alive.size:
+            rest[alive] &= (1 << r) - 1
+            for plane in range(r, _CODE_BITS):
+                if bits.passed:
+                    return -1
+                rest[alive] += bits.take(alive.size).astype(np.int64) << plane
         if bits.passed:
             return -1
         magnitudes = (2 * rest + 1).astype(np.float32) * error
