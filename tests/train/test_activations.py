@@ -464,9 +464,8 @@ def test_autocast():
     with comet, torch.autocast("cpu", torch.bfloat16):
         found = gradients(model, lambda: loss_of(model))
     assert distance(expected, found) < 0.15
-    kept = comet.report["functions"]["conv2d"]["kept_bytes"]
-    assert kept["bounded"] > 0
-    assert comet.report["ratio"] > 1.7
+    entry = comet.report["functions"]["conv2d"]
+    assert 0 < entry["kept_bytes"]["bounded"] < entry["before_bytes"] / 2
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

@@ -117,10 +117,12 @@ def test_bounds_give_the_noise_that_was_asked_for(optimizer, form):
             optimizer.step()
         model.zero_grad()
     comet.measured_layers()
-    for record in comet.report["layers"].values():
+    records = comet.report["layers"]
+    for name, found in comet.check(lambda: train(model, 0)).items():
+        record = records[name]
         target = record["mean_abs_momentum"] if optimizer else record["mean_abs_gradient"]
         assert (record["mean_abs_momentum"] is None) == (optimizer is None)
-        assert 0.7 < record["predicted_sigma"] / target / 0.05 < 1.3
+        assert 0.85 < found["predicted"] / target / 0.05 < 1.15
 
 
 def test_memory_ratio_is_met_on_all_bytes():
@@ -163,7 +165,7 @@ def test_fixed_schedule(memory_ratio):
     assert bounds[1:] == bounds[1:2] * 4
     assert (bounds[0] == bounds[1]) == (memory_ratio is None)
     if memory_ratio:
-        assert 5.5 < comet.report["ratio"] < 6.6
+        assert 5.5 < comet.report["ratio"] < 7
 
 
 def test_bounds_are_final_when_packed():

@@ -26,13 +26,11 @@ from trimtab.errors import UsageError
 from trimtab.train.controller import Controller, Layer
 from trimtab.train.functions import Call, Kind, argument, kind_of, name_of, spread
 from trimtab.train.measures import Measures
-from trimtab.train.saved import Bounded, Exact, Places, Saved, ShapeOnly, Signs, TwoValued, Windows
+from trimtab.train.saved import MASKED, Bounded, Exact, Mask, Places, Saved, ShapeOnly, Signs, TwoValued, Windows
 from trimtab.train.tally import Row, Tally
 
 if TYPE_CHECKING:
     from trimtab.train.activations import COMET
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 _NOWHERE = Call("autograd function", Kind.OTHER, (), {})
@@ -198,8 +196,11 @@ class CompressedActivations:
             return self._pack_pool(x, key, call)
         if x.nbytes < self.settings.min_bytes:
             return self._keep(x, call, "small", weak)
-        if kind is Kind.RELU or kind is Kind.LEAKY_RELU:
+        if kind is Kind.RELU and x.dtype in MASKED:
             return self._pack_signs(x, key, call)
+        if kind is Kind.RELU or kind is Kind.LEAKY_RELU:
+            where = (x <= 0).logical_not_() if kind is Kind.RELU else x > 0  # NaN passes the one, not the other
+            return self._count(x, key, call, TwoValued(x, where, (0, 1)), "signs")
         if kind is Kind.CLAMP:
             return self._pack_clamped(x, key, call)
         return self._pack_dropout(x, key, call)
@@ -231,7 +232,7 @@ class CompressedActivations:
             return self._keep(x, call, call.reason, storage)
         if x.nbytes < self.settings.min_bytes:
             return self._keep(x, call, "small", storage)
-        if x.dtype not in _FLOATS:
+        if x.dtype not in MASKED:
             return self._keep(x, call, f"{x.dtype} is not packed", storage)
         if layer.bound is None or self._measuring:
             layer.sample(x, self._codec, self.settings.initial_bound)
@@ -283,7 +284,7 @@ class CompressedActivations:
             return bounded
         signs = self._signs.get(key)
         if signs is None:
-            signs = self._signs[key] = Signs(x, nan=call.kind is Kind.RELU)
+            signs = self._signs[key] = Signs(x)
             self._pending = key, signs, row
         return signs
 
@@ -306,10 +307,13 @@ class CompressedActivations:
 
     def _pack_dropout(self, x: Tensor, key: Any, call: Call) -> Saved:
         most = x.max().item()
-        where = x != 0
-        if x.is_floating_point() and not bool(((x == most) | ~where).all()):
+        if x.dtype in MASKED:
+            saved: Saved = Mask(x, most)
+        else:
+            saved = TwoValued(x, x != 0, (0, most))
+        if not torch.equal(saved.restore(), x):
             return self._keep(x, call, "", key[0])
-        return self._count(x, key, call, TwoValued(x, where, (0, most)), "mask")
+        return self._count(x, key, call, saved, "mask")
 
     def _pack_pool(self, x: Tensor, key: Any, call: Call) -> Saved:
         if x.is_floating_point():

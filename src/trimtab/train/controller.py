@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from trimtab.codecs import Codec
-from trimtab.train.gradient_error import PAPER_CONSTANT, Curve
+from trimtab.train.gradient_error import NOTHING, PAPER_CONSTANT, Curve
 from trimtab.train.saved import Layout
 
 _LEAST, _MOST = 1e-8, 1e4
@@ -27,7 +27,7 @@ class Layer:
     function: str
     bound: float | None = None
     """Of the next input; None before the first."""
-    curve: Curve | None = None
+    curve: Curve = NOTHING
     gain: float | None = None
     """G of `trimtab.train.gradient_error`: the variance of the gradient's noise for a mean squared error of 1."""
     error: float | None = None
@@ -74,17 +74,17 @@ class Layer:
         elif self.bound is None:
             self.reason = "its input is zero, or holds NaN or infinities"
 
-    def error_for(self, tolerance: float, form: str) -> float:
-        """Return the mean squared error at which noise is `tolerance` times the momentum, inf where there is none."""
-        assert self.target is not None
-        sigma = tolerance * self.target
-        if form == "comet" and self.paper_gain is not None:
-            return (sigma / (PAPER_CONSTANT * self.paper_gain)) ** 2 / 3 if self.paper_gain else math.inf
-        return sigma**2 / self.gain if self.gain else math.inf  # a dead layer has no noise
+    def bound_for(self, tolerance: float, form: str) -> float:
+        """Return the bound at which noise is `tolerance` times the momentum; a dead layer, without noise, has any."""
+        assert self.curve is not NOTHING and self.target is not None
+        sigma, most = tolerance * self.target, self.curve.bounds[-1]
+        if form == "comet":
+            return min(sigma / (PAPER_CONSTANT * self.paper_gain), most) if self.paper_gain else most
+        return self.curve.bound_of_error(sigma**2 / self.gain) if self.gain else most
 
     @property
     def is_measured(self) -> bool:
-        return self.curve is not None and self.target is not None and self.gain is not None and self.num_values > 0
+        return self.curve is not NOTHING and self.target is not None and self.gain is not None and self.num_values > 0
 
 
 class Controller:
@@ -104,7 +104,7 @@ class Controller:
 
     def scale(self, layers: Iterable[Layer], before: int, after: int) -> None:
         """Set bounds to one part of each layer's root mean square, so that the bytes are met: the fixed schedule."""
-        layers = [layer for layer in layers if layer.curve is not None and layer.num_values > 0]
+        layers = [layer for layer in layers if layer.curve is not NOTHING and layer.num_values > 0]
         self._set(layers, _parts(layers, self._least(layers, before, after, _parts)))
 
     def is_off(self, before: int, after: int) -> bool:
@@ -123,18 +123,17 @@ class Controller:
         of the median convolution or linear layer, relative to its input: what of it reaches the input's gradient, and
         so the layers before, is then small beside their own noise.
         """
-        errors = [layer.error_for(tolerance, self._form) for layer in layers]
+        bounds = [layer.bound_for(tolerance, self._form) for layer in layers]
         relative = [
-            error / layer.curve.scale**2
-            for layer, error in zip(layers, errors, strict=True)
-            if layer.inverse_variance is None and math.isfinite(error)
+            layer.curve.error_of(bound) / layer.curve.scale**2
+            for layer, bound in zip(layers, bounds, strict=True)
+            if layer.inverse_variance is None
         ]
-        most = statistics.median(relative) if relative else math.inf
-        bounds = []
-        for layer, error in zip(layers, errors, strict=True):
-            if layer.inverse_variance:
-                error = min(error, most / layer.inverse_variance)
-            bounds.append(layer.curve.bound_of_error(error))
+        if relative:
+            most = statistics.median(relative)
+            for place, layer in enumerate(layers):
+                if layer.inverse_variance:
+                    bounds[place] = min(bounds[place], layer.curve.bound_of_error(most / layer.inverse_variance))
         return bounds
 
     def _least(
@@ -178,6 +177,6 @@ def _parts(layers: list[Layer], part: float) -> list[float]:
 
 def _correction(layer: Layer) -> float:
     """Return how many more bytes the whole input took than its sample foretold."""
-    assert layer.curve is not None and layer.bound is not None
+    assert layer.bound is not None
     foretold = layer.curve.bits_of(layer.bound) * layer.num_values / 8
     return layer.num_bytes / foretold if foretold > 0 and layer.num_bytes else 1.0
