@@ -460,12 +460,12 @@ def test_autocast():
     model = resnet()
     with torch.autocast("cpu", torch.bfloat16):
         expected = gradients(model, lambda: loss_of(model))
-    comet = COMET(initial_bound=1 / 64)(model)
+    comet = COMET()(model)
     with comet, torch.autocast("cpu", torch.bfloat16):
         found = gradients(model, lambda: loss_of(model))
-    assert distance(expected, found) < 0.15
+    assert distance(expected, found) < 0.3
     entry = comet.report["functions"]["conv2d"]
-    assert 0 < entry["kept_bytes"]["bounded"] < entry["before_bytes"] / 2
+    assert 0 < entry["kept_bytes"]["bounded"] < 0.6 * entry["before_bytes"]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

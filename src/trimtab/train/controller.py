@@ -45,7 +45,9 @@ class Layer:
     """Why the input is kept exactly, if so."""
     num_values: int = 0
     num_bytes: int = 0
-    """Of the last step: values saved, and bytes kept for them."""
+    """Of the last step: values saved, and bytes kept for them, if not by the layer whose input it shares."""
+    shares: Layer | None = None
+    """The layer that saved the same input before, if any: it is kept once, within the tighter of their bounds."""
 
     @property
     def target(self) -> float | None:
@@ -76,7 +78,6 @@ class Layer:
 
     def bound_for(self, tolerance: float, form: str) -> float:
         """Return the bound at which noise is `tolerance` times the momentum; a dead layer, without noise, has any."""
-        assert self.curve is not NOTHING and self.target is not None
         sigma, most = tolerance * self.target, self.curve.bounds[-1]
         if form == "comet":
             return min(sigma / (PAPER_CONSTANT * self.paper_gain), most) if self.paper_gain else most
@@ -84,7 +85,8 @@ class Layer:
 
     @property
     def is_measured(self) -> bool:
-        return self.curve is not NOTHING and self.target is not None and self.gain is not None and self.num_values > 0
+        has_target = self.target is not None or self.inverse_variance is not None
+        return self.curve is not NOTHING and self.num_values > 0 and self.gain is not None and has_target
 
 
 class Controller:
@@ -134,7 +136,7 @@ class Controller:
             for place, layer in enumerate(layers):
                 if layer.inverse_variance:
                     bounds[place] = min(bounds[place], layer.curve.bound_of_error(most / layer.inverse_variance))
-        return bounds
+        return _shared(layers, bounds)
 
     def _least(
         self, layers: list[Layer], before: int, after: int, bounds: Callable[[list[Layer], float], list[float]]
@@ -149,6 +151,7 @@ class Controller:
             return fixed + sum(
                 factor * layer.num_values * layer.curve.bits_of(bound) / 8
                 for layer, factor, bound in zip(layers, off, bounds(layers, tolerance), strict=True)
+                if layer.shares is None
             )
 
         low, high = math.log(_LEAST), math.log(_MOST)
@@ -172,7 +175,16 @@ class Controller:
 
 
 def _parts(layers: list[Layer], part: float) -> list[float]:
-    return [min(part, 1) * layer.curve.scale for layer in layers]
+    return _shared(layers, [min(part, 1) * layer.curve.scale for layer in layers])
+
+
+def _shared(layers: list[Layer], bounds: list[float]) -> list[float]:
+    """Return the bounds, where layers that share an input have the tightest of theirs."""
+    least: dict[int, float] = {}
+    for layer, bound in zip(layers, bounds, strict=True):
+        key = id(layer.shares or layer)
+        least[key] = min(bound, least.get(key, bound))
+    return [least[id(layer.shares or layer)] for layer in layers]
 
 
 def _correction(layer: Layer) -> float:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.train.controller import Layer
 from trimtab.train.functions import Call, Kind, argument
@@ -51,7 +52,7 @@ class Measures:
     def read(
         self,
         layers: dict[str, Layer],
-        model: nn.Module,
+        named: Mapping[str, Tensor],
         optimizer: torch.optim.Optimizer | None,
         scaler: torch.amp.GradScaler | None,
     ) -> None:
@@ -61,7 +62,7 @@ class Measures:
         """
         for hook in self._hooks:
             hook.remove()
-        momenta = _momenta(model, optimizer)
+        momenta = _momenta(named, optimizer)
         scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
         for name, layer in layers.items():
             measured = self._found.get(layer.name)
@@ -124,13 +125,13 @@ def _deviations(call: Call) -> Tensor:
     return (variance.detach().float() + eps).rsqrt()
 
 
-def _momenta(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, float]:
-    """Return the mean absolute momentum of each parameter of which the optimizer has one."""
+def _momenta(named: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> dict[str, float]:
+    """Return the mean absolute momentum of each parameter of which the optimizer has one; of shards, their own."""
     found = {}
-    for name, parameter in model.named_parameters() if optimizer is not None else ():
-        state = optimizer.state.get(parameter)
-        if not state:
-            continue
+    if optimizer is None:
+        return found
+    for name, parameter in named.items():
+        state = optimizer.state.get(parameter, {})
         momentum = state.get("momentum_buffer")
         if momentum is None:
             momentum = state.get("exp_avg")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,10 @@ from trimtab.bounds import Abs
 from trimtab.codecs import Blocks, Codec
 from trimtab.kernels.places.ref import bits_of
 from trimtab.packed import Packed
+
+if TYPE_CHECKING:
+    from trimtab.train.controller import Layer
+    from trimtab.train.tally import Row
 
 
 class Saved(Protocol):
@@ -92,11 +96,20 @@ class ShapeOnly:
         return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.shape)
 
 
+def host_array(x: Tensor) -> np.ndarray:
+    """Return the array of a tensor, as `as_numpy` does; that of plain float32 in memory at once."""
+    return x.numpy() if x.dtype is torch.float32 and x.device.type == "cpu" else as_numpy(x)
+
+
 class Bounded:
     """Values within an error bound. Decoded once for all that read it."""
 
     __slots__ = ("__weakref__", "_cache", "_codec", "_layout", "_left", "_lock", "_packed", "_signs", "_squares")
-    __slots__ += ("bound", "readers")
+    __slots__ += ("bound", "layer", "readers", "row")
+    layer: Layer
+    """Whose input this is; others may share it."""
+    row: Row
+    """Where its bytes are counted."""
 
     def __init__(self, x: Tensor, codec: Codec, bound: float, signs: Signs | None = None) -> None:
         self._layout, self._codec, self._signs = Layout(x), codec, signs
@@ -106,8 +119,8 @@ class Bounded:
 
     def encode(self, x: Tensor, bound: float) -> None:
         """Pack `x`, of which this is made, within `bound`."""
-        self.bound = bound
-        array = as_numpy(self._layout.flat(x))
+        self.bound, self._cache = bound, None
+        array = host_array(self._layout.flat(x))
         self._packed: Packed
         if isinstance(self._codec, Blocks):
             self._packed, self._squares = self._codec.encode_measured(array, Abs(bound))
@@ -141,7 +154,7 @@ class Bounded:
         y = self._layout.empty()
         flat = self._layout.flat(y)
         if y.device.type == "cpu":
-            self._codec.decode(self._packed, out=as_numpy(flat))
+            self._codec.decode(self._packed, out=host_array(flat))
         else:
             flat.copy_(torch.from_numpy(self._codec.decode(self._packed)))
         if self._signs is not None:
@@ -192,7 +205,9 @@ class Signs:
     then those serve both (`share`). Else `settle` makes a bit a value.
     """
 
-    __slots__ = ("__weakref__", "_broken", "_mask", "_tensor", "_version", "bounded")
+    __slots__ = ("__weakref__", "_broken", "_mask", "_tensor", "_version", "bounded", "row")
+    row: Row
+    """Where its bytes are counted."""
 
     def __init__(self, x: Tensor) -> None:
         self._version, self._broken = x._version, False

@@ -42,4 +42,6 @@ def gradients(
         if not bool(torch.isfinite(value.detach())):
             raise UsageError(f"the loss is {value.item()}; expected a finite number")
         found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
+    if all(g is None for g in found):
+        raise UsageError("no gradient reaches the model's parameters; pass a model that is neither wrapped nor sharded")
     return {name: g for name, g in zip(named, found, strict=True) if g is not None}
