@@ -78,7 +78,10 @@ class Layer:
 
     def bound_for(self, tolerance: float, form: str) -> float:
         """Return the bound at which noise is `tolerance` times the momentum; a dead layer, without noise, has any."""
-        sigma, most = tolerance * self.target, self.curve.bounds[-1]
+        most = self.curve.bounds[-1]
+        if self.target is None:  # batch normalisation whose weight is not trained
+            return most
+        sigma = tolerance * self.target
         if form == "comet":
             return min(sigma / (PAPER_CONSTANT * self.paper_gain), most) if self.paper_gain else most
         return self.curve.bound_of_error(sigma**2 / self.gain) if self.gain else most
