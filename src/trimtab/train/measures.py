@@ -46,7 +46,8 @@ class Measures:
             measured.inverse_variance = float(deviations.square().mean())
             hook = partial(_add_norm, measured, deviations)
         self._hooks.append(result.register_hook(hook))
-        if call.weight is not None and call.weight.requires_grad:
+        if call.weight is not None and call.weight.requires_grad and not measured.watched:
+            measured.watched = True  # once: the hook has the sum over all calls
             self._hooks.append(call.weight.register_hook(partial(_add_weight, measured)))
 
     def read(
@@ -84,13 +85,13 @@ class Measures:
 class _Measured:
     """What one step measured of a layer; those that are called several times add up."""
 
-    __slots__ = ("gain", "gradient", "inverse_variance", "nonzero", "paper_gain", "reached")
+    __slots__ = ("gain", "gradient", "inverse_variance", "nonzero", "paper_gain", "reached", "watched")
 
     def __init__(self) -> None:
         self.gain = self.gradient = self.paper_gain = 0.0
         self.nonzero = 1.0
         self.inverse_variance: float | None = None
-        self.reached = False
+        self.reached = self.watched = False
 
 
 def _add_product(measured: _Measured, parts: list[Tensor], gradient: Tensor) -> None:

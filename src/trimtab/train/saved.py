@@ -254,7 +254,9 @@ class TwoValued:
     def __init__(self, x: Tensor, where: Tensor, values: tuple[float, float]) -> None:
         """`where` is true, in the shape of `x`, for the second of the values."""
         self._layout, self._values = Layout(x), values
-        self._bits = pack_bits(self._layout.flat(where) if where.stride() == x.stride() else where.reshape(-1))
+        if self._layout.dense and where.stride() != x.stride():
+            where = torch.empty_strided(x.shape, x.stride(), dtype=torch.bool, device=x.device).copy_(where)
+        self._bits = pack_bits(self._layout.flat(where))
 
     @property
     def num_bytes(self) -> int:
