@@ -113,7 +113,8 @@ def test_functions_without_loss_keep_gradients_to_the_bit(name, form):
 @pytest.mark.parametrize("shape", [(1, 8, 12, 12), (4, 1, 12, 12), (4, 8, 1, 12)])
 def test_axes_of_one_element_have_any_stride(name, shape):
     x = torch.randn(shape).to(memory_format=torch.channels_last)
-    for layout in (x, x.transpose(1, 3), x.as_strided(shape, [5 if n == 1 else s for n, s in zip(shape, x.stride())])):
+    odd = [5 if n == 1 else stride for n, stride in zip(shape, x.stride(), strict=True)]
+    for layout in (x, x.transpose(1, 3), x.as_strided(shape, odd)):
         found = []
         for comet in (None, WITHOUT_LOSS(NOTHING)):
             y = layout.detach().requires_grad_()
