@@ -16,21 +16,22 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from bench.embedding_runs import NUM_COLUMNS, NUM_SAMPLES, RATE, STEP_WAYS
+from bench.embedding_runs import NUM_TURN_STEPS, NUM_WARM_UP
+from bench.embedding_training import NUM_COLUMNS, NUM_SAMPLES, RATE
+from bench.embedding_ways import STEP_WAYS
 from examples.clicks import SyntheticClicks
 from examples.dlrm import DLRM, NUM_ROWS, DividedTables, learn, make_optimizers
 from trimtab.bounds import Lossless
 from trimtab.comm.embedding import EmbeddingExchange
+from trimtab.comm.netlab import parse_rate
 from trimtab.comm.topology import Topology
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Time the steps, and write what came of it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bandwidth", type=float, required=True, help="of the link, bytes a second")
+    parser.add_argument("--rate", type=parse_rate, required=True, help="of the link")
     parser.add_argument("--rounds", type=int, required=True)
-    parser.add_argument("--steps", type=int, required=True, help="of a turn")
-    parser.add_argument("--warm-up", type=int, required=True, help="exact steps before")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = DLRM(len(NUM_ROWS), NUM_COLUMNS)
     tables = DividedTables(NUM_ROWS, NUM_COLUMNS, EmbeddingExchange(bound=Lossless()), seed=0)
     optimizers = make_optimizers([model, tables], RATE)
-    exchanges = {way: make(given.bandwidth)(tables.owners, NUM_COLUMNS, topology) for way, make in STEP_WAYS.items()}
+    exchanges = {way: make(given.rate / 8)(tables.owners, NUM_COLUMNS, topology) for way, make in STEP_WAYS.items()}
     waited = [0.0]
     for attached in exchanges.values():
         attached.swap = _timed(attached.swap, waited)
@@ -51,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     index = 0
     for number in range(-1, given.rounds):
         for way in random.Random(number).sample(list(STEP_WAYS), len(STEP_WAYS)):
-            tables.exchange = exchanges["exact" if number < 0 and index < given.warm_up else way]
-            num_steps = given.warm_up if number < 0 and index == 0 else given.steps
+            tables.exchange = exchanges["exact" if number < 0 and index < NUM_WARM_UP else way]
+            num_steps = NUM_WARM_UP if number < 0 and index == 0 else NUM_TURN_STEPS
             dist.barrier()
             waited[0], start = 0.0, time.perf_counter()
             for _ in range(num_steps):

@@ -18,7 +18,7 @@ import msgspec
 
 from bench import jobs
 from bench.gpt import Size
-from bench.jobs import Job
+from bench.jobs import RanksJob
 
 CACHE = Path(__file__).parents[1] / ".cache" / "tensor"
 NUM_RANKS = 4
@@ -72,7 +72,7 @@ BLOCK, NUM_ROUNDS = 2, 7
 
 
 @dataclass(frozen=True, slots=True)
-class Run(Job):
+class Run(RanksJob):
     """One job, or what it found."""
 
     module = "bench.tensor_ranks"
