@@ -97,7 +97,7 @@ class Run(RanksJob):
 
     @property
     def arguments(self) -> list[str]:
-        numbers = ["--seed", str(self.seed), "--block", str(self.block), "--rounds", str(self.num_rounds)]
+        numbers = ["--seed", str(self.seed), "--steps", str(self.block), "--rounds", str(self.num_rounds)]
         return [self.job, "--scale", self.scale, "--ways", *self.ways, *numbers]
 
     @property
