@@ -192,3 +192,21 @@ def embedding_tables(record: Record) -> str:
             markdown(["", *coded_heads], coded),
         ]
     )
+
+
+def encoders_table(record: Record) -> str:
+    """Return the costs that are fitted to the time of each encoder, and how far they miss it."""
+    costs = [key.split("/")[1] for key, metric in record.metrics.items() if metric.unit == "ns"]
+    rows = []
+    for encoder in record.encoding["encoders"]:
+        values = [f"{record.metrics[f'{encoder}/{cost}'].value:.3g}" for cost in dict.fromkeys(costs)]
+        error = record.metrics[f"{encoder}/error"]
+        rows.append([encoder, *values, f"{error.value:.0%} ({error.low:.0%}-{error.high:.0%})"])
+    heads = ["ns of a core", "a slice", "a row", "an element", "an element that is held", "error of the sum"]
+    return "\n\n".join(
+        [
+            "Slices of normal elements, {rows} rows of {columns} columns, of which {different} are different, with "
+            "limits of {limits} of the range.".format(**{k: ", ".join(map(str, v)) for k, v in record.data.items()}),
+            markdown(heads, rows),
+        ]
+    )
