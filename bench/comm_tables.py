@@ -142,14 +142,18 @@ def embedding_tables(record: Record) -> str:
         found = metrics.get(key)
         return "-" if found is None else f"{found.value:{form}}{unit}"
 
+    rates = list(dict.fromkeys(key.split("/")[0] for key in metrics if key.endswith("exact/share")))
     learnt = [way for way in record.encoding["ways"] if f"{way}/area" in metrics]
     trained = [
         [
             way,
             number(f"{way}/ratio", ".1f"),
-            number(f"{way}/times int8", ".2f", "x"),
+            number(f"{way}/vectors/times int8", ".2f", "x"),
+            number(f"{way}/gradients/ratio", ".2f"),
             number(f"{way}/area", ".4f"),
             number(f"{way}/mean area beside exact", "+.5f"),
+            number(f"{way}/mean distance of area to exact", ".5f"),
+            *(number(f"{rate}/{way}/times exact", ".2f", "x") for rate in rates),
         ]
         for way in learnt
     ]
@@ -163,29 +167,51 @@ def embedding_tables(record: Record) -> str:
         ]
         for encoder in encoders
     ]
-    rates = list(dict.fromkeys(key.split("/")[0] for key in metrics if key.endswith("exact/share")))
-    ways = list(dict.fromkeys(key.split("/")[1] for key in metrics if key.endswith("/step")))
-    steps = [
-        [
-            _rate(rate),
-            number(f"{rate}/exact/share", ".0%"),
-            *(number(f"{rate}/{way}/times exact", ".2f", "x") for way in ways if way != "exact"),
-        ]
-        for rate in rates
-    ]
     ranks, samples = record.inference["ranks"], record.inference["samples"]
+    shares = ", ".join(f"{number(f'{rate}/exact/share', '.0%')} at {_rate(rate)}" for rate in rates) or "not timed"
     coded_heads = [f"{subject}: {what}" for subject in subjects for what in ("ratio", "encode and decode, GB/s")]
     return "\n\n".join(
         [
             f"Synthetic clicks, a DLRM whose tables have {', '.join(map(str, record.data['rows']))} rows of "
             f"{record.architecture['columns']} columns, {ranks} ranks, {samples} samples a rank, "
             f"{record.optimization['steps']} steps, {record.data['seeds']} seeds; {record.inference['training']}.",
-            "**Bytes and score.** Ratios are to a float32 vector for every sample; int8 sends each id once, in 8 bits "
-            "an element.",
-            markdown(["", "ratio", "fewer bytes than int8", "area under the curve", "beside exact, mean"], trained),
+            "**Bytes, score and speed.** Ratios are to float32: of vectors for every sample, of gradients for every "
+            "id once. int8 asks for each id once, too, and sends its vector in 8 bits an element. Scores vary from "
+            "seed to seed, and with any rounding: the mean change of the seeds is the claim, and the mean distance "
+            "of int8 tells how far runs part in any case. Speeds are those of a step on four ranks, each a node, "
+            f"beside an exact one, of which the exchange is {shares}.",
+            markdown(
+                [
+                    "",
+                    "vectors: ratio",
+                    "vectors: fewer bytes than int8",
+                    "gradients: ratio",
+                    "area under the curve",
+                    "beside exact, mean",
+                    "mean distance",
+                    *(f"speed, {_rate(rate)}" for rate in rates),
+                ],
+                trained,
+            ),
             "**Encoders**, one thread",
             markdown(["", *coded_heads], coded),
-            "**Steps over shaped links**, four ranks, each a node",
-            markdown(["", "exchange, of an exact step", *(f"{way}: speed" for way in ways if way != "exact")], steps),
+        ]
+    )
+
+
+def encoders_table(record: Record) -> str:
+    """Return the costs that are fitted to the time of each encoder, and how far they miss it."""
+    costs = [key.split("/")[1] for key, metric in record.metrics.items() if metric.unit == "ns"]
+    rows = []
+    for encoder in record.encoding["encoders"]:
+        values = [f"{record.metrics[f'{encoder}/{cost}'].value:.3g}" for cost in dict.fromkeys(costs)]
+        error = record.metrics[f"{encoder}/error"]
+        rows.append([encoder, *values, f"{error.value:.0%} ({error.low:.0%}-{error.high:.0%})"])
+    heads = ["ns of a core", "a slice", "a row", "an element", "an element that is held", "error of the sum"]
+    return "\n\n".join(
+        [
+            "Slices of normal elements, {rows} rows of {columns} columns, of which {different} are different, with "
+            "limits of {limits} of the range.".format(**{k: ", ".join(map(str, v)) for k, v in record.data.items()}),
+            markdown(heads, rows),
         ]
     )

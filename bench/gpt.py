@@ -7,6 +7,7 @@ the same global batch, on any number of ranks.
 
 from __future__ import annotations
 
+import math
 import platform
 import sysconfig
 import zlib
@@ -107,6 +108,16 @@ def make(size: Size, seed: int) -> GPT:
 def loss(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
     """Return the mean cross entropy in nats a byte."""
     return F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
+
+
+def share_of_rate(step: int, num_steps: int, last: float) -> float:
+    """Return the learning rate of a step as a share of the highest.
+
+    It rises for a tenth of the steps, and falls to `last` as a cosine.
+    """
+    warm = max(num_steps // 10, 1)
+    done = (step - warm) / max(num_steps - warm, 1)
+    return (step + 1) / warm if step < warm else last + (1 - last) / 2 * (1 + math.cos(math.pi * done))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Jobs on the ranks of a netlab whose results are kept: a command that was cut off goes on where it stopped."""
+"""Jobs whose results are kept: a command that was cut off goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ from trimtab.comm.netlab import Netlab
 
 
 class Job(ABC):
-    """One job, or what it found. The ranks run `module`, which writes what it found as JSON to the file ``--out``."""
-
-    module: ClassVar[str]
-    nodes: ClassVar[int]
-    ranks_per_node: ClassVar[int]
+    """A job, or what it found."""
 
     @property
     @abstractmethod
@@ -30,15 +26,9 @@ class Job(ABC):
     def depends_on(self) -> dict[str, Any]:
         """What the results depend on, as plain data."""
 
-    @property
     @abstractmethod
-    def arguments(self) -> list[str]:
-        """The arguments of each rank."""
-
-    @property
-    @abstractmethod
-    def link_rate(self) -> str | None:
-        """The rate of the links, as `Netlab` takes it."""
+    def work(self, out: Path) -> dict[str, Any]:
+        """Do it, and return the results as JSON has them; `out` is a file that may be used on the way."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -53,23 +43,45 @@ class Job(ABC):
         return kept["results"] if kept["settings"] == self.settings else None
 
     def results(self) -> dict[str, Any]:
-        """Return the results; start the job unless they are there.
-
-        Raises:
-            CommandFailed: a rank failed.
-        """
+        """Return the results; do the job unless they are there."""
         found = self.found()
         if found is not None:
             return found
         self.path.parent.mkdir(parents=True, exist_ok=True)
         out = self.path.with_suffix(".part")
-        command = [sys.executable, "-m", self.module, *self.arguments, "--out", str(out)]
-        with Netlab(nodes=self.nodes, ranks_per_node=self.ranks_per_node, rate=self.link_rate) as lab:
-            result = lab.run(command, timeout=7200).check()
-        found = json.loads(out.read_text()) | {"mode": result.mode}
+        found = self.work(out)
         out.write_text(json.dumps({"settings": self.settings, "results": found}))
         out.replace(self.path)
         return found
+
+
+class RanksJob(Job):
+    """A job on the ranks of a netlab. They run `module`, which writes what it found as JSON to the file ``--out``."""
+
+    module: ClassVar[str]
+    nodes: ClassVar[int]
+    ranks_per_node: ClassVar[int]
+
+    @property
+    @abstractmethod
+    def arguments(self) -> list[str]:
+        """The arguments of each rank."""
+
+    @property
+    @abstractmethod
+    def link_rate(self) -> str | None:
+        """The rate of the links, as `Netlab` takes it."""
+
+    def work(self, out: Path) -> dict[str, Any]:
+        """Start the ranks, and return what they found.
+
+        Raises:
+            CommandFailed: a rank failed.
+        """
+        command = [sys.executable, "-m", self.module, *self.arguments, "--out", str(out)]
+        with Netlab(nodes=self.nodes, ranks_per_node=self.ranks_per_node, rate=self.link_rate) as lab:
+            result = lab.run(command, timeout=7200).check()
+        return json.loads(out.read_text()) | {"mode": result.mode}
 
 
 def run_missing(jobs: Sequence[Job], limit: int | None) -> None:

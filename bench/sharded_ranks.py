@@ -5,13 +5,8 @@ Started by `bench.sharded_runs` in a netlab, with the ranks' environment variabl
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import os
-import random
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +14,10 @@ import torch.distributed as dist
 import xxhash
 from torch import Tensor, nn
 
-from bench import gpt
+from bench import gpt, rank
 from bench.sharded_runs import NUM_WARM_UP, SCALES, Scale
 from bench.sharded_ways import WAYS
-from trimtab.comm import counters
+from bench.turns import take_turns
 
 NUM_CURVE_POINTS = 10
 
@@ -45,16 +40,11 @@ class Trainer:
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.scale.learning_rate * self._schedule()
+            group["lr"] = self.scale.learning_rate * gpt.share_of_rate(self.num_steps, self.scale.num_steps, 0.1)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.num_steps += 1
         return loss.detach()
-
-    def _schedule(self) -> float:
-        warm = max(self.scale.num_steps // 10, 1)
-        done = (self.num_steps - warm) / max(self.scale.num_steps - warm, 1)
-        return (self.num_steps + 1) / warm if self.num_steps < warm else 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
     @torch.no_grad()
     def validate(self, num_rows: int) -> float:
@@ -127,55 +117,33 @@ def losses(way: str, scale: Scale, seed: int, num_steps: int) -> dict[str, Any]:
     }
 
 
-def steps(ways: list[str], scale: Scale, num_rounds: int, block: int) -> dict[str, Any]:
-    """Train in several ways by turns, `block` steps each; return seconds a step, and bytes a step of each node."""
-    trainers = {way: Trainer(way, scale, 0) for way in ways}
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    sent: dict[str, list[list[float]]] = {way: [] for way in ways}
-    for number in range(-1, num_rounds):
-        for way in random.Random(number).sample(ways, len(ways)):
-            dist.barrier()
-            before, begun = counters.read(), time.perf_counter()
-            for _ in range(block if number >= 0 else NUM_WARM_UP):
-                trainers[way].step()
-            dist.barrier()
-            ended, traffic = time.perf_counter(), counters.read() - before
-            if number >= 0:
-                seconds[way].append((ended - begun) / block)
-                sent[way].append([num_bytes / block for num_bytes in _by_node(traffic.sent_bytes)])
-    return {"seconds": seconds, "sent": sent}
+def steps(ways: list[str], scale: Scale, num_rounds: int, num_steps: int) -> dict[str, Any]:
+    """Train in several ways by turns of `num_steps`; return seconds a step, and bytes a step of each node."""
+    trainers = {way: Trainer(way, scale, 0).step for way in ways}
+    turns = take_turns(trainers, num_rounds, num_steps, NUM_WARM_UP)
+    return {
+        "seconds": {way: [turn.seconds for turn in turns[way]] for way in ways},
+        "sent": {way: [_by_node(turn.sent_bytes) for turn in turns[way]] for way in ways},
+    }
 
 
-def _by_node(num_bytes: int) -> list[int]:
+def _by_node(num_bytes: float) -> list[float]:
     """Return what every node's first rank counted."""
-    counts = torch.zeros(dist.get_world_size(), dtype=torch.int64)
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.float64)
     counts[dist.get_rank()] = num_bytes
     dist.all_reduce(counts)
     return counts[:: int(os.environ["LOCAL_WORLD_SIZE"])].tolist()
 
 
 def main() -> None:
-    """Do what the command line says, and write what came of it on rank 0."""
-    parser = argparse.ArgumentParser(prog="python -m bench.sharded_ranks", description=__doc__)
-    parser.add_argument("job", choices=("losses", "steps"))
-    parser.add_argument("--scale", choices=SCALES, required=True)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=0, help="steps of the training, or of a turn")
-    parser.add_argument("--rounds", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    """Do what the command line says."""
+    args = rank.training_parser("bench.sharded_ranks", __doc__, SCALES, WAYS).parse_args()
     scale = SCALES[args.scale]
-    if args.job == "losses":
-        found = losses(args.ways[0], scale, args.seed, args.steps)
-    else:
-        found = steps(args.ways, scale, args.rounds, args.steps)
-    if dist.get_rank() == 0:
-        args.out.write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
+    jobs = {
+        "losses": lambda: losses(args.ways[0], scale, args.seed, args.steps),
+        "steps": lambda: steps(args.ways, scale, args.rounds, args.steps),
+    }
+    rank.work(args.out, jobs[args.job])
 
 
 if __name__ == "__main__":

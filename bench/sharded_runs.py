@@ -19,7 +19,7 @@ import msgspec
 from bench import jobs
 from bench.gpt import SIZES, Size
 from bench.harness import NUM_ROUNDS
-from bench.jobs import Job
+from bench.jobs import RanksJob
 
 CACHE = Path(__file__).parents[1] / ".cache" / "sharded"
 NODES, RANKS_PER_NODE = 2, 2
@@ -90,7 +90,7 @@ DRAWN = (STOCK, "exact, two levels", "DDP, fp16 hook")
 
 
 @dataclass(frozen=True, slots=True)
-class Run(Job):
+class Run(RanksJob):
     """One job, or what it found."""
 
     module = "bench.sharded_ranks"

@@ -5,12 +5,7 @@ Started by `bench.tensor_runs` in a netlab, with the ranks' environment variable
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import random
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +13,10 @@ import torch.distributed as dist
 import xxhash
 from torch import Tensor
 
-from bench import gpt
+from bench import gpt, rank
 from bench.tensor_runs import SCALES, Scale
 from bench.tensor_ways import WAYS
+from bench.turns import Turn, take_turns
 from trimtab.comm import counters
 
 
@@ -44,16 +40,11 @@ class Trainer:
         loss = gpt.loss(self.model, *rows)
         loss.backward()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.scale.learning_rate * self._schedule()
+            group["lr"] = self.scale.learning_rate * gpt.share_of_rate(self.num_steps, self.scale.num_steps, 0.05)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.num_steps += 1
         return loss.detach()
-
-    def _schedule(self) -> float:
-        warm = max(self.scale.num_steps // 10, 1)
-        done = (self.num_steps - warm) / max(self.scale.num_steps - warm, 1)
-        return (self.num_steps + 1) / warm if self.num_steps < warm else 0.05 + 0.475 * (1 + math.cos(math.pi * done))
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -113,48 +104,22 @@ def losses(way: str, scale: Scale, seed: int) -> dict[str, Any]:
     }
 
 
-def steps(ways: list[str], scale: Scale, num_rounds: int, block: int) -> dict[str, Any]:
-    """Train in several ways by turns, `block` steps each; return seconds a step, and bytes a step of each rank."""
-    trainers = {way: Trainer(way, scale, 0) for way in ways}
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    cpu: dict[str, list[float]] = {way: [] for way in ways}
-    sent: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(-1, num_rounds):
-        for way in random.Random(number).sample(ways, len(ways)):
-            dist.barrier()
-            before, begun, busy = counters.read(), time.perf_counter(), time.process_time()
-            for _ in range(block if number >= 0 else scale.num_warm_up):
-                trainers[way].step()
-            dist.barrier()
-            if number >= 0:
-                seconds[way].append((time.perf_counter() - begun) / block)
-                cpu[way].append((time.process_time() - busy) / block)
-                sent[way].append((counters.read() - before).sent_bytes / block)
-    return {"seconds": seconds, "cpu_seconds": cpu, "sent_bytes": sent}
+def steps(ways: list[str], scale: Scale, num_rounds: int, num_steps: int) -> dict[str, Any]:
+    """Train in several ways by turns of `num_steps`; return seconds a step, and bytes a step of each rank."""
+    trainers = {way: Trainer(way, scale, 0).step for way in ways}
+    turns = take_turns(trainers, num_rounds, num_steps, scale.num_warm_up)
+    return {what: {way: [getattr(turn, what) for turn in turns[way]] for way in ways} for what in Turn._fields}
 
 
 def main() -> None:
-    """Do what the command line says, and write what came of it on rank 0."""
-    parser = argparse.ArgumentParser(prog="python -m bench.tensor_ranks", description=__doc__)
-    parser.add_argument("job", choices=("losses", "steps"))
-    parser.add_argument("--scale", choices=SCALES, required=True)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--block", type=int, default=1, help="steps of a turn")
-    parser.add_argument("--rounds", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    """Do what the command line says."""
+    args = rank.training_parser("bench.tensor_ranks", __doc__, SCALES, WAYS).parse_args()
     scale = SCALES[args.scale]
-    if args.job == "losses":
-        found = losses(args.ways[0], scale, args.seed)
-    else:
-        found = steps(args.ways, scale, args.rounds, args.block)
-    if dist.get_rank() == 0:
-        args.out.write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
+    jobs = {
+        "losses": lambda: losses(args.ways[0], scale, args.seed),
+        "steps": lambda: steps(args.ways, scale, args.rounds, args.steps),
+    }
+    rank.work(args.out, jobs[args.job])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import msgspec
 
 from bench import jobs
 from bench.gpt import Size
-from bench.jobs import Job
+from bench.jobs import RanksJob
 
 CACHE = Path(__file__).parents[1] / ".cache" / "tensor"
 NUM_RANKS = 4
@@ -75,7 +75,7 @@ BLOCK, NUM_ROUNDS = 2, 7
 
 
 @dataclass(frozen=True, slots=True)
-class Run(Job):
+class Run(RanksJob):
     """One job, or what it found."""
 
     module = "bench.tensor_ranks"
@@ -100,7 +100,7 @@ class Run(Job):
 
     @property
     def arguments(self) -> list[str]:
-        numbers = ["--seed", str(self.seed), "--block", str(self.block), "--rounds", str(self.num_rounds)]
+        numbers = ["--seed", str(self.seed), "--steps", str(self.block), "--rounds", str(self.num_rounds)]
         return [self.job, "--scale", self.scale, "--ways", *self.ways, *numbers]
 
     @property

@@ -60,3 +60,11 @@ def test_text_is_divided_by_file(text: gpt.Text) -> None:
     assert len(train) > 5 * len(validation) > 1e6
     files = [b"def b64encode(s, altchars=None)", b"class Popen", b"def heappush(heap, item)", b"class OrderedDict("]
     assert all((file in train) + (file in validation) == 1 for file in files)
+
+
+def test_rates_rise_and_fall() -> None:
+    shares = [gpt.share_of_rate(step, 100, 0.1) for step in range(100)]
+    assert shares[:10] == [step / 10 for step in range(1, 11)]
+    assert shares[10] == 1 and shares[55] == pytest.approx(0.55) and 0.1 < shares[-1] < 0.101
+    assert shares[10:] == sorted(shares[10:], reverse=True)
+    assert gpt.share_of_rate(0, 1, 0.1) == 1

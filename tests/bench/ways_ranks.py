@@ -27,7 +27,7 @@ def main() -> None:
         assert abs(results["validation"] / exact["validation"] - 1) < 0.02, way
     assert losses("SDP4Bit", SCALES["small"], seed=0, num_steps=2)["digests"] == found["SDP4Bit"]["digests"][:3]
 
-    timed = steps([*REPLICATED, "stock", "SDP4Bit", AUTO], SCALES["small"], num_rounds=2, block=1)
+    timed = steps([*REPLICATED, "stock", "SDP4Bit", AUTO], SCALES["small"], num_rounds=2, num_steps=1)
     sent = {way: sum(map(sum, rounds)) for way, rounds in timed["sent"].items()}
     half = sent["DDP, fp16 hook"]
     # a third of the small model's gradients belongs to parameters that stay exact

@@ -13,6 +13,7 @@ import pytest
 from tests.cli.conftest import one_line_error
 from tests.comm.test_netlab import needs_namespaces
 from trimtab import __version__, kernels
+from trimtab.cli import doctor, link
 from trimtab.papers import load_papers
 
 FOLDER = Path(kernels.__file__).parent
@@ -102,6 +103,7 @@ def test_link_without_peers_tells_how(trimtab, monkeypatch):
     assert "on slower links compressing pays" in result.stdout
     assert "trimtab netlab" in result.stdout
     assert "torchrun" in result.stdout
+    assert result.stderr.startswith("trimtab: measuring the codec")
     report = json.loads(trimtab("doctor", "--link", "--parameters", "1e6", "--json").stdout)
     assert report["parameters"] == 1_000_000
     assert report["will_help"] is report["plan"] is report["link"] is None
@@ -115,12 +117,21 @@ def test_link_needs_a_meeting_point(trimtab, monkeypatch):
     one_line_error(trimtab("doctor", "--parameters", "1e6"), "--link")
 
 
+def test_a_first_run_tells_that_it_compiles(monkeypatch, capsys):
+    monkeypatch.delenv("TRIMTAB_BACKEND", raising=False)
+    for found, told in (({}, "compiled first"), ({Path("numba.groups.nbc"): 1}, "measuring the codec\n")):
+        monkeypatch.setattr(doctor, "cached_files", lambda operation, found=found: found)
+        link._say_codec("cpu")
+        assert told in capsys.readouterr().err
+
+
 @needs_namespaces
 def test_the_verdict_on_a_slow_link(start):
     doctor = [sys.executable, "-m", "trimtab", "doctor", "--link", "--compute-seconds", "0.1", "--json"]
     process = start("netlab", "--ranks-per-node", 2, "--rate", "20mbit", "--", *doctor)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
+    assert err.count("measuring the link between 4 ranks") == err.count("measuring the codec") == 1  # from one rank
     report = json.loads(out)
     assert (report["nodes"], report["ranks_per_node"]) == (2, 2)
     assert 0.4 * 20e6 < 8 * report["link"]["bytes_per_second"] < 1.2 * 20e6

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import trimtab as tt
+from bench.encoders import costs_of, fitted
+from bench.harness import RESULTS
 from tests.samples import same_bits, special
 from trimtab.bounds import Abs, Lossless, PointwiseRel, Rel
 from trimtab.codecs import Embedding
@@ -16,6 +18,7 @@ from trimtab.codecs.embedding_choice import NANOSECONDS, best_encoder, try_encod
 from trimtab.codecs.embedding_slice import DTYPES, ENCODERS, LOSSLESS, Slice, decode_slice
 from trimtab.dtypes import numpy_dtype
 from trimtab.errors import BoundError, Corrupt, ShapeError
+from trimtab.records import Record
 
 LOSSY = [encoder for encoder in ENCODERS if encoder not in LOSSLESS]
 
@@ -192,7 +195,20 @@ def test_speedups_are_predicted():
             assert trial.speedup(bandwidth) == pytest.approx(1 / (1 / ratio + bandwidth / throughput))
     assert best_encoder(trials, 1e6) == "dedup"
     assert best_encoder(trials, 1e13) == "exact"
+
+
+def test_speeds_of_the_model_are_those_of_a_record():
+    (path,) = RESULTS.glob("*/encoders.json")
+    assert costs_of(Record.load(path)) == NANOSECONDS
     assert set(NANOSECONDS) == set(ENCODERS)
+
+
+def test_fitted_costs():
+    terms = np.array([[1, k, k * m, 0] for k in range(1, 9) for m in (2, 3)], float)
+    assert fitted(terms, terms @ [5, 2, 1, 0]) == pytest.approx([5, 2, 1, 0])
+    costs = fitted(terms, terms @ [50, -2, 1.5, 0])
+    assert (costs >= 0).all()
+    assert costs[1] == 0 < costs[2]
 
 
 def test_file_codec():

@@ -111,7 +111,7 @@ def _kernels(warm: bool) -> list[dict[str, Any]]:
     rows = []
     for operation in kernels.operations():
         row: dict[str, Any] = {"kernel": operation, "back_end": None, "seconds": None}
-        cached = _cached(operation)
+        cached = cached_files(operation)
         if not (forced or warm or cached) and importlib.util.find_spec("numba"):
             row |= {"back_end": "numba", "note": "compiles when first used; 'trimtab doctor --warm' does it now"}
             rows.append(row)
@@ -122,7 +122,7 @@ def _kernels(warm: bool) -> list[dict[str, Any]]:
             row["note"] = _why(operation, row["back_end"], forced)
             if row["back_end"] == "numba":
                 row["note"] += (
-                    "; loaded from the cache" if cached and _cached(operation) == cached else "; compiled now"
+                    "; loaded from the cache" if cached and cached_files(operation) == cached else "; compiled now"
                 )
         except TrimtabError as error:
             row["note"] = str(error)
@@ -177,7 +177,7 @@ def _device(packages: dict[str, str]) -> dict[str, Any]:
     return {"back_end": "triton", "note": f"{name}; {', '.join(served)}"}
 
 
-def _cached(operation: str) -> dict[Path, int]:
+def cached_files(operation: str) -> dict[Path, int]:
     """Return Numba's cache files of an operation and when they were written.
 
     Numba keeps them in NUMBA_CACHE_DIR, else beside the source, else in the user's cache folder.

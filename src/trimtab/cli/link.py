@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trimtab.cli.output import print_json, print_table, rate_text, size_text
+from trimtab.cli.output import print_json, print_table, rate_text, say, size_text
 from trimtab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def report(num_parameters: int, compute_seconds: float | None, *, as_json: bool)
 
     gradients, weights = make_wire_codec(_GRADIENTS), make_wire_codec(_WEIGHTS)
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        _say_codec("cpu")
         speed = planner.measure_codec(gradients)
         step = planner.sharded_step(
             num_parameters, nodes=2, ranks_per_node=1, gradients=gradients, weights=weights, speed=speed
@@ -51,9 +52,14 @@ def report(num_parameters: int, compute_seconds: float | None, *, as_json: bool)
     dist.init_process_group(_backend())
     try:
         nodes = Topology()
+        if dist.get_rank() == 0:
+            say(f"measuring the link between {nodes.size} ranks")
         link = links.measure(nodes)
+        device = links.device_of(nodes.group)
+        if dist.get_rank() == 0:
+            _say_codec(device.type)
         # all ranks at once, as in training
-        speed = _slowest(planner.measure_codec(gradients, links.device_of(nodes.group)), nodes)
+        speed = _slowest(planner.measure_codec(gradients, device), nodes)
         division = (nodes.num_nodes, nodes.local_size) if nodes.num_nodes > 1 else (nodes.local_size, 1)
         step = planner.sharded_step(
             num_parameters,
@@ -76,6 +82,14 @@ def report(num_parameters: int, compute_seconds: float | None, *, as_json: bool)
     finally:
         with contextlib.suppress(RuntimeError):  # of a peer that has left already
             dist.destroy_process_group()
+
+
+def _say_codec(device_type: str) -> None:
+    """Tell what takes its time: kernels for the CPU are compiled if no earlier run has left them."""
+    from trimtab.cli.doctor import cached_files
+
+    compiled = device_type != "cpu" or cached_files("groups") or os.environ.get("TRIMTAB_BACKEND") == "ref"
+    say("measuring the codec" + ("" if compiled else "; its kernels are compiled first, once: ten seconds or more"))
 
 
 def _backend() -> str:

@@ -2,8 +2,9 @@
 
 Sending B bytes over a link of W bytes a second takes B / W exactly, and ``B / CR / W`` encoded, with the time to encode
 and decode on top: the speed-up is ``1 / (1 / CR + W * (1 / T_encode + 1 / T_decode))`` for throughputs T in bytes of
-input a second (allenfengjr/dlrm_comp, `speedup_calculation.py`). Ratios are measured, throughputs come from a model:
-what is chosen, and with it the bits of a training run, repeats on any machine.
+input a second (allenfengjr/dlrm_comp, `speedup_calculation.py`). Ratios are measured; throughputs come from a model
+that was fitted to timings of one machine (`bench.encoders`) and is the same on all: what is chosen, and with it the
+bits of a training run, repeats anywhere, and ranks of different speed choose alike.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import NamedTuple
 from trimtab.codecs.embedding_slice import Encoder, Slice
 
 NANOSECONDS = {
-    "exact": (20_000, 0.0, 0.25, 0.0),
-    "unique": (40_000, 15.0, 0.2, 0.5),
-    "entropy": (50_000, 0.0, 0.9, 0.0),
-    "vector_lz": (45_000, 10.0, 0.3, 0.3),
-    "dedup": (65_000, 20.0, 0.3, 0.9),
+    "exact": (5400, 0, 0.15, 0),
+    "unique": (34000, 9.8, 0.61, 0.16),
+    "entropy": (32000, 0, 1.3, 0),
+    "vector_lz": (23000, 6.3, 0.57, 0.048),
+    "dedup": (61000, 12, 0.47, 1.1),
 }
-"""To encode and decode with each encoder on one core: a slice, and of it a row, an element, and an element in rows
-that are not left out as equal to others. Estimated from timings of slices of 64 to 8192 rows, 16 to 128 columns."""
+"""To encode and decode with each encoder on one core: a slice, and of it a row, an element, and an element of the rows
+that the payload holds."""
 
 
 class Trial(NamedTuple):
@@ -41,10 +42,18 @@ class Trial(NamedTuple):
         return self.num_bytes / bandwidth / self.seconds_at(bandwidth) if self.num_bytes else 1.0
 
 
-def predicted_seconds(encoder: Encoder, num_rows: int, num_columns: int, num_held: int) -> float:
-    """Return what encoding and decoding a slice takes, of whose rows `num_held` are in the payload."""
+def num_held(given: Slice, encoder: Encoder) -> int:
+    """Return how many rows of a slice its payload holds; of vector-LZ the least that it may hold."""
+    if encoder == "unique":
+        return given.num_distinct
+    return given.num_distinct_codes if encoder in ("vector_lz", "dedup") else len(given.x)
+
+
+def predicted_seconds(given: Slice, encoder: Encoder) -> float:
+    """Return what encoding and decoding a slice takes."""
+    num_rows, num_columns = given.x.shape
     whole, row, element, held = NANOSECONDS[encoder]
-    return 1e-9 * (whole + row * num_rows + num_columns * (element * num_rows + held * num_held))
+    return 1e-9 * (whole + row * num_rows + num_columns * (element * num_rows + held * num_held(given, encoder)))
 
 
 def try_encoders(slices: Sequence[Slice], encoders: Iterable[Encoder]) -> dict[Encoder, Trial]:
@@ -52,11 +61,7 @@ def try_encoders(slices: Sequence[Slice], encoders: Iterable[Encoder]) -> dict[E
     num_bytes = sum(part.x.nbytes for part in slices)
     trials = {}
     for encoder in encoders:
-        seconds = 0.0
-        for part in slices:
-            held = {"unique": part.num_distinct, "dedup": part.num_distinct_codes}.get(encoder)
-            held = part.num_distinct_codes if encoder == "vector_lz" else len(part.x) if held is None else held
-            seconds += predicted_seconds(encoder, len(part.x), part.x.shape[1], held)
+        seconds = sum(predicted_seconds(part, encoder) for part in slices)
         trials[encoder] = Trial(num_bytes, sum(part.encode(encoder).size for part in slices), seconds)
     return trials
 
