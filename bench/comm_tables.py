@@ -88,11 +88,6 @@ def _spread(metric: Metric) -> str:
     return f"{metric.value:.2f}x ({metric.low:.2f}-{metric.high:.2f})"
 
 
-def _change(mean: Metric, each: Metric) -> str:
-    """Return the mean change of a loss, with its range where there is more than one seed."""
-    return f"{mean.value:+.2%}" + (f" ({each.low:+.2%} to {each.high:+.2%})" if each.low != each.high else "")
-
-
 def tensor_tables(record: Record) -> str:
     """Return for each way of tensor parallelism what it sends, its loss, and how fast a step is on a slow link."""
     shape, plan = record.architecture, record.optimization
@@ -109,7 +104,7 @@ def tensor_tables(record: Record) -> str:
                 f"{payload.value:.3f}" if payload else "-",
                 f"{sent.value / 1e6:.2f}" if sent else "-",
                 f"{saved.value:.2f}x" if saved else "-",
-                _change(mean, change) if mean and change else "-",
+                f"{mean.value:+.2%} ({change.low:+.2%} to {change.high:+.2%})" if mean and change else "-",
                 _spread(speedup) if speedup else "-",
             ]
         )
@@ -125,7 +120,7 @@ def tensor_tables(record: Record) -> str:
         [
             f"A GPT of {shape['num_blocks']} blocks, {shape['num_parameters'] / 1e6:.2f} million parameters, on "
             f"{record.inference['num_ranks']} ranks, each a node; {plan['num_steps']} steps, "
-            f"{record.data['num_seeds']} seeds where a range is given, else one, {record.data['text']}. Bytes are the "
+            f"{record.data['num_seeds']} seeds, {record.data['text']}. Bytes are the "
             "interface's; speeds are those of a step beside the exact way on links where exact communication takes "
             f"about half of it: {links}. The scale is small: the order of the ways is the claim.",
             markdown(heads, rows),

@@ -16,8 +16,7 @@ from typing import Any
 
 from bench import harness
 from bench.harness import Options, at_least, exact, metric
-from bench.tensor_runs import EXACT, EXACT_2D, NUM_RANKS, SCALES, TRAINED, TRAINED_2D, half, runs_of, unshaped
-from bench.tensor_runs import step_runs as all_step_runs
+from bench.tensor_runs import EXACT, EXACT_2D, NUM_RANKS, SCALES, TRAINED, half, loss_runs, step_runs, unshaped
 from bench.tensor_ways import SDP4BIT, WAYS
 from trimtab.records import Bar, Metric, Record
 
@@ -32,12 +31,14 @@ Found = Mapping[str, Sequence[Mapping[str, Any]]]
 
 def run(scale: str, options: Options) -> Record:
     """Collect the runs of a scale, starting those that are missing, and return the record."""
-    trained = {way: [each.results() for each in runs_of(scale, way)] for way in (*TRAINED, *TRAINED_2D)}
-    timed = {step_run.ways[0]: step_run for step_run in all_step_runs(scale)}
-    metrics = _losses(trained) | _bytes(trained)
+    trained: dict[str, list[Mapping[str, Any]]] = {way: [] for way in TRAINED}
+    for loss_run in loss_runs(scale):
+        trained[loss_run.ways[0]].append(loss_run.results())
+    timed = {step_run.ways[0]: step_run for step_run in step_runs(scale)}
+    metrics = _losses(trained) | _payloads(trained)
     for first, step_run in timed.items():
         alone = unshaped(scale, first).results()["seconds"][first]
-        metrics |= _times(step_run.results(), first, statistics.median(alone))
+        metrics |= _steps(step_run.results(), first, statistics.median(alone))
     size = SCALES[scale].size
     return Record.new(
         options.name,
@@ -53,9 +54,8 @@ def run(scale: str, options: Options) -> Record:
             "context": size.context,
         },
         encoding={
-            "ways": {way: WAYS[way].note for way in trained},
+            "ways": {way: WAYS[way].note for step_run in timed.values() for way in step_run.ways},
             "SDP4Bit": str(SDP4BIT),
-            "chosen": {way: found[0]["report"].get("styles", {}) for way, found in trained.items()},
         },
         optimization={
             "num_steps": SCALES[scale].num_steps,
@@ -80,19 +80,16 @@ def _losses(trained: Found) -> dict[str, Metric]:
     metrics = {}
     for way, found in trained.items():
         metrics[f"{way}/validation"] = metric([result["validation"] for result in found], "nats/byte")
-        pairs = zip(found, trained[_exact_of(way)], strict=False)  # some ways have the first seed alone
+        pairs = zip(found, trained[_exact_of(way)], strict=True)
         changes = [result["validation"] / other["validation"] - 1 for result, other in pairs]
         metrics[f"{way}/change"] = metric(changes, "of the exact loss")
         metrics[f"{way}/mean_change"] = exact(statistics.fmean(changes), "of the exact loss")
     return metrics
 
 
-def _bytes(trained: Found) -> dict[str, Metric]:
+def _payloads(trained: Found) -> dict[str, Metric]:
     metrics = {}
     for way, found in trained.items():
-        sent = statistics.fmean(found[0]["sent_bytes"])
-        metrics[f"{way}/sent"] = exact(sent, "bytes/step and rank")
-        metrics[f"{way}/saved"] = exact(statistics.fmean(trained[_exact_of(way)][0]["sent_bytes"]) / sent, "x")
         operations = found[0]["report"].get("exchange", {}).get("operations", {}).values()
         if operations:
             ours, theirs = (sum(count[key] for count in operations) for key in ("sent_bytes", "exact_bytes"))
@@ -100,11 +97,14 @@ def _bytes(trained: Found) -> dict[str, Metric]:
     return metrics
 
 
-def _times(found: Mapping[str, Any], first: str, alone: float) -> dict[str, Metric]:
+def _steps(found: Mapping[str, Any], first: str, alone: float) -> dict[str, Metric]:
+    """Return what steps of ways that took turns sent, and how long they took; `alone` is that of computation."""
     metrics = {}
-    seconds = found["seconds"]
+    seconds, sent = found["seconds"], found["sent_bytes"]
     metrics[f"{first}/communication"] = metric([1 - alone / value for value in seconds[first]], "of the step")
     for way, values in seconds.items():
+        metrics[f"{way}/sent"] = metric(sent[way], "bytes/step and rank")
+        metrics[f"{way}/saved"] = exact(statistics.median(sent[first]) / statistics.median(sent[way]), "x")
         metrics[f"{way}/step"] = metric([1e3 * value for value in values], "ms")
         pairs = zip(values, seconds[first], strict=True)
         metrics[f"{way}/speedup"] = metric([other / value for value, other in pairs], "x")

@@ -34,7 +34,6 @@ class Scale:
     num_steps: int
     learning_rate: float
     seeds: int
-    """From how many seeds the ways of the claims are trained; the others from the first."""
     num_held_out: int
     """Sequences of the validation text."""
     num_warm_up: int
@@ -65,11 +64,10 @@ SCALES = {
 
 EXACT = "stock"
 EXACT_2D = "2-D stock"
-TRAINED = ("stock", "fp8", "int8", "fp8-1", "exact", "bf16", "int6", "fp8, sequence", "int8, sequence", "int8, chosen")
-TRAINED_2D = (EXACT_2D, "2-D both", "2-D TACO", "2-D SDP4Bit")
-CLAIMED = ("stock", "fp8", "int8", "fp8-1", EXACT_2D, "2-D both")
-"""Those that are trained from every seed; the others show from one what a choice does."""
-TIMED = (EXACT, "bf16", "fp8", "fp8-1", "int8", "int6")
+TRAINED = (EXACT, "fp8", "int8", "fp8-1", EXACT_2D, "2-D both")
+TIMED = (EXACT, "bf16", "fp8", "fp8-1", "int8", "int6", "fp8, sequence", "int8, sequence", "int8, chosen")
+TIMED_2D = (EXACT_2D, "2-D both", "2-D TACO", "2-D SDP4Bit")
+"""Ways that are trained, from all seeds; those that take turns; and those that take turns on a mesh of two axes."""
 BLOCK, NUM_ROUNDS = 2, 7
 """Steps of a turn, and turns, where steps are timed."""
 
@@ -109,14 +107,10 @@ class Run(RanksJob):
 
 
 def loss_runs(scale: str) -> Iterator[Run]:
-    """Yield the runs that train, those of the claims first, seed by seed."""
-    runs = [run for way in (*TRAINED, *TRAINED_2D) for run in runs_of(scale, way)]
-    yield from sorted(runs, key=lambda run: (run.ways[0] not in CLAIMED, run.seed))
-
-
-def runs_of(scale: str, way: str) -> list[Run]:
-    """Return the runs that train one way, a seed each."""
-    return [Run(scale, "losses", (way,), seed=seed) for seed in range(SCALES[scale].seeds if way in CLAIMED else 1)]
+    """Yield the runs that train, seed by seed."""
+    for seed in range(SCALES[scale].seeds):
+        for way in TRAINED:
+            yield Run(scale, "losses", (way,), seed=seed)
 
 
 def unshaped(scale: str, exact: str) -> Run:
@@ -133,7 +127,7 @@ def half(scale: str, exact: str) -> str:
 
 def step_runs(scale: str) -> Iterator[Run]:
     """Yield the runs in which ways take turns, exact communication being half of the step."""
-    for ways in (TIMED, TRAINED_2D):
+    for ways in (TIMED, TIMED_2D):
         yield Run(scale, "steps", ways, block=BLOCK, num_rounds=NUM_ROUNDS, rate=half(scale, ways[0]))
 
 
