@@ -1,0 +1,30 @@
+"""Training that needs less: smaller batches and fewer bytes between ranks.
+
+Importing this package loads no PyTorch; using one of its names does.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "FastCLIP": "contrastive",
+}
+
+__all__ = [*_HOMES]  # noqa: PLE0604 (the names are texts)
+
+if TYPE_CHECKING:
+    from trimtab.train.contrastive import FastCLIP as FastCLIP
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'trimtab.train' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"trimtab.train.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
