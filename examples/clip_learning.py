@@ -27,13 +27,13 @@ class Batch(NamedTuple):
 
 
 class Batches(Dataset):
-    """What a data loader asks for batches; the crops of a batch depend on the seed, the epoch and its first number."""
+    """What a data loader asks for batches; an image's crop depends on the seed, the epoch and its number."""
 
     def __init__(self, pairs: Pairs, tokenize: Tokenizer, seed: int, epoch: int) -> None:
         self._pairs, self._tokenize, self._seed, self._epoch = pairs, tokenize, seed, epoch
 
     def __getitems__(self, numbers: list[int]) -> Batch:
-        crops = np.random.default_rng((self._seed, self._epoch, numbers[0]))
+        crops = [np.random.default_rng((self._seed, self._epoch, number)) for number in numbers]
         images = self._pairs.images(numbers, crops)
         return Batch(images, self._tokenize(self._pairs.captions(numbers)), torch.tensor(numbers))
 

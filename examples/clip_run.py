@@ -92,7 +92,8 @@ class Run:
             "progress": {"step": self.step, "total": self.total},
             "loss": {name: x for name, x in loss.items() if not isinstance(x, torch.Tensor)},
         }
-        tt.save(path, tensors, metadata={name: json.dumps(value) for name, value in metadata.items()})
+        texts = {name: json.dumps(value) for name, value in metadata.items()}
+        tt.save(path, tensors, codec=tt.codecs.Raw(), metadata=texts)  # float32 hardly packs, and this takes no time
 
     def resume(self, path: Path) -> torch.Tensor:
         """Go on from a checkpoint, and return the states of the ranks' generators.

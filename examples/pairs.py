@@ -14,11 +14,11 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from examples import fashion_mnist
 from examples.captions import describe
@@ -43,10 +43,10 @@ class Pairs(Protocol):
         """Return the captions of some pairs."""
         ...
 
-    def images(self, numbers: Sequence[int], crops: np.random.Generator | None = None) -> torch.Tensor:
+    def images(self, numbers: Sequence[int], crops: Sequence[np.random.Generator] | None = None) -> torch.Tensor:
         """Return the images of some pairs, float32[n, channels, height, width] from -1 to 1.
 
-        With `crops` each is cropped at random, for training; without, it is the centre.
+        With `crops`, a generator each, they are cropped at random, for training; without, each is its centre.
         """
         ...
 
@@ -70,13 +70,13 @@ class FashionMNIST:
     def captions(self, numbers: Sequence[int]) -> list[str]:
         return [self._captions[number] for number in numbers]
 
-    def images(self, numbers: Sequence[int], crops: np.random.Generator | None = None) -> torch.Tensor:
+    def images(self, numbers: Sequence[int], crops: Sequence[np.random.Generator] | None = None) -> torch.Tensor:
         """Crops are moves by up to a pixel, since things fill the image."""
         found = self._images[torch.as_tensor(numbers)].float() / 127.5 - 1
         if crops is None:
             return found
         padded = torch.nn.functional.pad(found, (1, 1, 1, 1), value=-1.0)
-        down, right = torch.from_numpy(crops.integers(0, 3, (2, len(found), 1)))
+        down, right = torch.from_numpy(np.array([own.integers(0, 3, 2) for own in crops]).T[:, :, None])
         rows, columns = down + torch.arange(28), right + torch.arange(28)
         return padded[torch.arange(len(found))[:, None, None], 0, rows[:, :, None], columns[:, None]].unsqueeze(1)
 
@@ -102,9 +102,11 @@ class Folder:
     def captions(self, numbers: Sequence[int]) -> list[str]:
         return [self._files[number].with_suffix(".txt").read_text(encoding="utf-8").strip() for number in numbers]
 
-    def images(self, numbers: Sequence[int], crops: np.random.Generator | None = None) -> torch.Tensor:
+    def images(self, numbers: Sequence[int], crops: Sequence[np.random.Generator] | None = None) -> torch.Tensor:
         files = [self._files[number] for number in numbers]
-        return torch.stack([decode(file.read_bytes(), str(file), self.shape[1], crops) for file in files])
+        return torch.stack(
+            [decode(file.read_bytes(), str(file), self.shape[1], own) for file, own in _each(files, crops)]
+        )
 
 
 class Span(NamedTuple):
@@ -127,7 +129,6 @@ class Shards:
     def __init__(self, paths: Sequence[Path], side: int) -> None:
         self.shape = (3, side, side)
         self._paths = sorted(paths)
-        self._open: dict[int, io.BufferedReader] = {}
         rows = [row for shard, path in enumerate(self._paths) for row in _index(shard, path)]
         if not rows:
             raise ValueError(f"no pairs in {len(self._paths)} shards")
@@ -138,9 +139,6 @@ class Shards:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_open": {}}  # open files stay in their process
-
     def captions(self, numbers: Sequence[int]) -> list[str]:
         found = []
         for number in numbers:
@@ -149,22 +147,25 @@ class Shards:
             found.append((json.loads(text)["caption"] if is_json else text).strip())
         return found
 
-    def images(self, numbers: Sequence[int], crops: np.random.Generator | None = None) -> torch.Tensor:
+    def images(self, numbers: Sequence[int], crops: Sequence[np.random.Generator] | None = None) -> torch.Tensor:
         found = []
-        for number in numbers:
+        for number, own in _each(numbers, crops):
             shard, start, num_bytes = map(int, self._rows[number, :3])
             data = self._read(shard, Span(start, num_bytes))
-            found.append(decode(data, f"sample {number} in {self._paths[shard]}", self.shape[1], crops))
+            found.append(decode(data, f"sample {number} in {self._paths[shard]}", self.shape[1], own))
         return torch.stack(found)
 
     def _read(self, shard: int, span: Span) -> bytes:
-        file = self._open.get(shard)
-        if file is None:
-            if len(self._open) > 64:
-                self._open.pop(next(iter(self._open))).close()
-            file = self._open[shard] = self._paths[shard].open("rb")
-        file.seek(span.start)
-        return file.read(span.num_bytes)
+        with self._paths[shard].open("rb") as file:
+            file.seek(span.start)
+            data = file.read(span.num_bytes)
+        if len(data) < span.num_bytes:
+            raise ValueError(f"{self._paths[shard]} was cut short")
+        return data
+
+
+def _each(subjects: Sequence[Any], crops: Sequence[np.random.Generator] | None) -> Iterator[tuple]:
+    return zip(subjects, crops or [None] * len(subjects), strict=True)
 
 
 def _index(shard: int, path: Path) -> Iterator[tuple[int, ...]]:
@@ -188,10 +189,10 @@ def _index(shard: int, path: Path) -> Iterator[tuple[int, ...]]:
             yield shard, *image, *text, int("txt" not in files)
 
 
-def decode(data: bytes, name: str, side: int, crops: np.random.Generator | None) -> torch.Tensor:
+def decode(data: bytes, name: str, side: int, crop: np.random.Generator | None) -> torch.Tensor:
     """Return an image file's pixels, float32[3, side, side] from -1 to 1.
 
-    The part shown is the largest square in the middle; with `crops`, a random square that has at least `SMALLEST_CROP`
+    The part shown is the largest square in the middle; with `crop`, a random square that has at least `SMALLEST_CROP`
     of its area.
 
     Raises:
@@ -199,15 +200,15 @@ def decode(data: bytes, name: str, side: int, crops: np.random.Generator | None)
     """
     try:
         image = Image.open(io.BytesIO(data)).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
         raise ValueError(f"{name}: {error}") from None
     width, height = image.size
     whole = min(width, height)
-    if crops is None:
+    if crop is None:
         left, top, cut = (width - whole) / 2, (height - whole) / 2, float(whole)
     else:
-        cut = whole * crops.uniform(SMALLEST_CROP, 1) ** 0.5
-        left, top = crops.uniform(0, width - cut), crops.uniform(0, height - cut)
+        cut = whole * crop.uniform(SMALLEST_CROP, 1) ** 0.5
+        left, top = crop.uniform(0, width - cut), crop.uniform(0, height - cut)
     image = image.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, left + cut, top + cut))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
 

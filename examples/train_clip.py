@@ -122,6 +122,7 @@ def batches(run: Run, ranks: Ranks, epoch: int, first: int, num_workers: int) ->
         batch_sampler=numbers[first:, ranks.rank :: ranks.size].tolist(),
         num_workers=num_workers,
         collate_fn=_as_it_is,
+        generator=torch.Generator(),  # else every loader draws from torch's own
     )
 
 
