@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from bench import harness
-from bench.contrastive_runs import WAYS, Run, best, tuning_runs
+from bench.contrastive_runs import Run, best, tuning_runs
 from bench.contrastive_ways import NOTES, OURS, PEERS, REGIMES, SETTINGS
 from bench.harness import Options, exact
 from trimtab.records import Bar, Metric, Record
@@ -35,7 +35,7 @@ def run(regimes: Sequence[str], options: Options) -> Record:
     bars: list[Bar] = []
     chosen, curves, tried = {}, {}, {}
     for regime in regimes:
-        choices = {way: best(regime, way) for way in WAYS}
+        choices = {way: best(regime, way) for way in REGIMES[regime].ways}
         found = {
             way: [Run(regime, way, k, seed).results() for seed in range(REGIMES[regime].num_seeds)]
             for way, k in choices.items()

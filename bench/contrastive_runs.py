@@ -17,12 +17,11 @@ from typing import Any
 import msgspec
 
 from bench import jobs
-from bench.contrastive_ways import OTHERS, OURS, PEERS, REGIMES, SETTINGS
+from bench.contrastive_ways import REGIMES, SETTINGS
 from bench.jobs import Job
 
 CACHE = Path(__file__).parents[1] / ".cache" / "contrastive"
 TUNING_SEED = 100
-WAYS = (*PEERS, *OURS, *OTHERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=[name for name in REGIMES if name != "small"])
     args = parser.parse_args(argv)
     for regime in args.regimes:
-        jobs.run_missing([*kinds[args.kind](regime, args.ways or WAYS)], args.limit)
+        ways = [way for way in REGIMES[regime].ways if not args.ways or way in args.ways]
+        jobs.run_missing([*kinds[args.kind](regime, ways)], args.limit)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,30 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from trimtab.train import FastCLIP
 
 from bench.contrastive_losses import OpenCLIP, SigLIP
+from trimtab.train import FastCLIP
+
+PEERS = ("OpenCLIP", "SigLIP")
+OURS = ("FastCLIP v1", "FastCLIP v3")
+OTHERS = ("FastCLIP v0", "FastCLIP v2")
+WAYS = (*PEERS, *OURS, *OTHERS)
+NOTES = {
+    "OpenCLIP": "softmax over the batch, temperature learned",
+    "SigLIP": "sigmoid of every pair of the batch, temperature and bias learned",
+    "FastCLIP v0": "running estimates, temperature learned without a term that holds it up",
+    "FastCLIP v1": "running estimates, temperature constant",
+    "FastCLIP v2": "running estimates, two temperatures a sample, learned",
+    "FastCLIP v3": "running estimates, temperature learned",
+}
+"""Name -> what it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regime:
     """How much there is to learn from, and for how long. The network and its learning rate are the same for all."""
 
+    ways: tuple[str, ...] = WAYS
     num_pairs: int
     batch: int
     epochs: int
@@ -39,7 +54,7 @@ class Regime:
 
 REGIMES = {
     "batch 64": Regime(num_pairs=20_000, batch=64, epochs=15),
-    "batch 16, many epochs": Regime(num_pairs=10_000, batch=16, epochs=30),
+    "batch 16": Regime(ways=(*PEERS, *OURS), num_pairs=10_000, batch=16, epochs=20, num_points=10),
     "small": Regime(
         num_pairs=256,
         batch=32,
@@ -53,19 +68,6 @@ REGIMES = {
     ),
 }
 """Name -> regime: of the claims, and of a quick check."""
-
-PEERS = ("OpenCLIP", "SigLIP")
-OURS = ("FastCLIP v1", "FastCLIP v3")
-OTHERS = ("FastCLIP v0", "FastCLIP v2")
-NOTES = {
-    "OpenCLIP": "softmax over the batch, temperature learned",
-    "SigLIP": "sigmoid of every pair of the batch, temperature and bias learned",
-    "FastCLIP v0": "running estimates, temperature learned without a term that holds it up",
-    "FastCLIP v1": "running estimates, temperature constant",
-    "FastCLIP v2": "running estimates, two temperatures a sample, learned",
-    "FastCLIP v3": "running estimates, temperature learned",
-}
-"""Name -> what it is."""
 
 SETTINGS: dict[str, tuple[dict[str, float], ...]] = {
     "OpenCLIP": tuple(
@@ -86,13 +88,13 @@ SETTINGS: dict[str, tuple[dict[str, float], ...]] = {
     "FastCLIP v0": tuple(
         {"temperature": 0.07, "scale_rate": r, "gamma_min": g} for r in (2e-4, 1e-3) for g in (0.2, 0.5, 0.8)
     ),
-    "FastCLIP v1": tuple({"temperature": t, "gamma_min": g} for t in (0.03, 0.05, 0.07) for g in (0.2, 0.6)),
+    "FastCLIP v1": tuple({"temperature": t, "gamma_min": g} for t in (0.05, 0.07, 0.1) for g in (0.2, 0.6)),
     "FastCLIP v2": tuple(
-        {"rho": rho, "temperature": 0.05, "temperature_lr": r} for rho in (3.0, 4.0, 5.0) for r in (0.002, 0.01)
+        {"rho": rho, "temperature": 0.05, "temperature_lr": r} for rho in (3.0, 4.5, 6.5) for r in (0.002, 0.01)
     ),
     "FastCLIP v3": tuple(
         {"temperature": 0.07, "scale_rate": 1e-3, "rho": rho, "gamma_min": g}
-        for rho in (3.0, 4.0, 5.0)
+        for rho in (3.0, 4.5, 6.5)
         for g in (0.2, 0.6)
     ),
 }
