@@ -45,7 +45,8 @@ def run(regimes: Sequence[str], options: Options) -> Record:
         chosen[regime] = {way: SETTINGS[way][k] for way, k in choices.items()}
         curves[regime] = {way: {seed: one["curve"] for seed, one in enumerate(own)} for way, own in found.items()}
         tried[regime] = {
-            way: [one.results()["validation"]["recall"] for one in tuning_runs(regime, [way])] for way in WAYS
+            way: [one.results()["validation"]["recall"] for one in tuning_runs(regime, [way])]
+            for way in REGIMES[regime].ways
         }
     return Record.new(
         options.name,

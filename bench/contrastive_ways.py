@@ -17,10 +17,10 @@ WAYS = (*PEERS, *OURS, *OTHERS)
 NOTES = {
     "OpenCLIP": "softmax over the batch, temperature learned",
     "SigLIP": "sigmoid of every pair of the batch, temperature and bias learned",
-    "FastCLIP v0": "running estimates, temperature learned without a term that holds it up",
+    "FastCLIP v0": "running estimates, temperature learned as OpenCLIP's",
     "FastCLIP v1": "running estimates, temperature constant",
-    "FastCLIP v2": "running estimates, two temperatures a sample, learned",
-    "FastCLIP v3": "running estimates, temperature learned",
+    "FastCLIP v2": "running estimates, two temperatures a sample, learned and set by rho",
+    "FastCLIP v3": "running estimates, temperature learned and set by rho",
 }
 """Name -> what it is."""
 
