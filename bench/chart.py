@@ -13,8 +13,9 @@ from functools import partial
 from html import escape
 from pathlib import Path
 
-from bench import aesz, curves, frontier, sharded_chart
+from bench import aesz, contrastive_chart, curves, frontier, sharded_chart
 from bench.comm_tables import SHARDED_CHART
+from bench.contrastive_tables import CONTRASTIVE_CHART
 from bench.tables import AESZ_CHART, ASSETS, DEEPSZ_CHART, GIVEN, RATE_DISTORTION_CHART, records
 from trimtab.errors import UsageError
 from trimtab.records import Record
@@ -105,6 +106,7 @@ CHARTS: dict[Path, tuple[str, Callable[[Record], str]]] = {
     AESZ_CHART: ("aesz", partial(curves.draw, names=aesz.DRAWN, title=aesz.TITLE)),
     DEEPSZ_CHART: ("deepsz", frontier.draw),
     SHARDED_CHART: ("sharded", sharded_chart.draw),
+    CONTRASTIVE_CHART: ("contrastive", contrastive_chart.draw),
 }
 """File -> the record that it shows, and what draws it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,6 +54,26 @@ class Job(ABC):
         out.write_text(json.dumps({"settings": self.settings, "results": found}))
         out.replace(self.path)
         return found
+
+
+class ProcessJob(Job):
+    """A job in a process of its own. It runs `module`, which writes what it found as JSON to the file ``--out``."""
+
+    module: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def arguments(self) -> list[str]:
+        """The arguments of the module."""
+
+    def work(self, out: Path) -> dict[str, Any]:
+        """Start the process, and return what it found.
+
+        Raises:
+            subprocess.CalledProcessError: it failed.
+        """
+        subprocess.run([sys.executable, "-m", self.module, *self.arguments, "--out", str(out)], check=True)
+        return json.loads(out.read_text())
 
 
 class RanksJob(Job):

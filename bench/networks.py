@@ -7,9 +7,7 @@ folder .cache/networks of the checkout, which is not tracked.
 from __future__ import annotations
 
 import argparse
-import gzip
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,10 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from examples import fashion_mnist
 from trimtab.compact.pruning import keep_rates, prune
 
-FOLDER = Path("/usr/share/datasets/fashion-mnist")
-"""Where the Debian package puts the images; the environment variable FASHION_MNIST names another folder."""
 CACHE = Path(__file__).parents[1] / ".cache" / "networks"
 
 NUM_TRAINING, NUM_CALIBRATION = 50_000, 5_000
@@ -64,28 +61,13 @@ def images() -> Images:
     Raises:
         FileNotFoundError: the images are not there.
     """
-    folder = Path(os.environ.get("FASHION_MNIST", FOLDER))
     train, test = (
-        Split(
-            (torch.from_numpy(_idx(folder / f"{name}-images-idx3-ubyte.gz")).float().unsqueeze(1) / 255 - 0.286)
-            / 0.353,
-            torch.from_numpy(_idx(folder / f"{name}-labels-idx1-ubyte.gz")).long(),
-        )
-        for name in ("train", "t10k")
+        Split((torch.from_numpy(pixels).float().unsqueeze(1) / 255 - 0.286) / 0.353, torch.from_numpy(labels).long())
+        for pixels, labels in map(fashion_mnist.read, ("train", "test"))
     )
     sizes = NUM_TRAINING, NUM_CALIBRATION, len(train.labels) - NUM_TRAINING - NUM_CALIBRATION
     parts = zip(train.images.split(sizes), train.labels.split(sizes), strict=True)
     return Images(*(Split(*part) for part in parts), test)
-
-
-def _idx(path: Path) -> np.ndarray:
-    """Return the array in a gzipped idx file of bytes."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: install dataset-fashion-mnist, or set FASHION_MNIST to its folder")
-    data = gzip.decompress(path.read_bytes())
-    num_axes = data[3]
-    shape = np.frombuffer(data, ">u4", num_axes, 4).astype(int)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * num_axes).reshape(shape).copy()
 
 
 def lenet_300_100() -> nn.Module:

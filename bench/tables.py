@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.comm_tables import embedding_tables, encoders_table, sharded_tables, tensor_tables, wire_table
+from bench.contrastive_tables import contrastive_tables
 from bench.markdown import markdown, ours_bold
 from trimtab.records import Record
 
@@ -471,6 +472,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "tensor_parallel": ("Tensor parallelism over a slow link", tensor_tables),
     "embedding": ("Recommendation models", embedding_tables),
     "encoders": ("Encoders of looked-up vectors, their costs", encoders_table),
+    "contrastive": ("Contrastive training with small batches", contrastive_tables),
     "gpu": ("On a GPU", gpu_table),
 }
 """Benchmark -> title of its section, and its tables."""

@@ -33,6 +33,10 @@ class BaseError(UsageError):
     """An array was packed as its difference from a base, and that is missing, or another one was given."""
 
 
+class NotFinite(TrimtabError, ArithmeticError):
+    """Values are NaN or infinite where going on would spoil the training."""
+
+
 class FormatError(TrimtabError, ValueError):
     """The bytes are not a packed file that this version can read."""
 

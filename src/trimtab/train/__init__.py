@@ -1,4 +1,4 @@
-"""Train with less memory and less traffic.
+"""Train with less: memory, small batches, and fewer bytes between ranks.
 
 Importing this package loads no PyTorch; using one of its names does, settings aside.
 """
@@ -10,6 +10,7 @@ _HOMES = {
     "COMET": "activations",
     "BatchChoice": "batch",
     "largest_batch": "batch",
+    "FastCLIP": "contrastive",
 }
 
 __all__ = [*_HOMES]  # noqa: PLE0604 (the names are texts)
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from trimtab.train.activations import COMET as COMET
     from trimtab.train.batch import BatchChoice as BatchChoice
     from trimtab.train.batch import largest_batch as largest_batch
+    from trimtab.train.contrastive import FastCLIP as FastCLIP
 
 
 def __getattr__(name: str) -> Any:
