@@ -105,10 +105,14 @@ class Groups:
         position = file.frames["position"].astype(np.int64)
         known = c >= 0
         places = np.full(c.size, -1, np.int64)
-        inside = known & ~self.guessed[c] & (position < self.start[c + 1] - self.start[c])
-        places[inside] = self.start[c[inside]] + position[inside]
-        places[inside & (self.ranks[places] != file.rank)] = -1
-        for i in np.flatnonzero(known & self.guessed[c]):
+        inside = np.flatnonzero(known)
+        inside = inside[~self.guessed[c[inside]]]
+        inside = inside[position[inside] < self.start[c[inside] + 1] - self.start[c[inside]]]
+        at = self.start[c[inside]] + position[inside]
+        places[inside] = np.where(self.ranks[at] == file.rank, at, -1)
+        for i in np.flatnonzero(known):
+            if not self.guessed[c[i]]:
+                continue
             members = self.members(int(c[i]))
             places[i] = members.start + np.searchsorted(self.ranks[members], file.rank)
         used, counts = np.unique(places[places >= 0], return_counts=True)

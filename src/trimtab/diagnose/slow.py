@@ -28,6 +28,8 @@ from trimtab.kernels import load
 _LOW_QUANTILE = 0.1
 _SCALE = 1.4826  # of the median deviation, to make it a standard deviation for normal noise
 _EWMA = 0.1
+_NOISE = 0.02  # of what a rank works: no deviation is taken to be smaller
+_VOTES = 2 / 3  # of the slow operations must name the same ranks
 
 
 @dataclass
@@ -179,6 +181,9 @@ def slow(
     if not is_known:
         not_seen.append("how long ranks work usually: the rings hold no history, and no ranks do the same")
     late_ranks = _late_ranks(trace, timing, limits, excess, deviation)
+    votes, vote_words, vote_measures = _votes(trace, timing, limits, late_ranks)
+    if votes < _VOTES:
+        late_ranks = late_ranks[:0]
     transfer, slow_groups = _transfers(trace, timing, limits)
     if not late_ranks.size and not slow_groups.size:
         return None
@@ -191,7 +196,10 @@ def slow(
         "transfer_share_of_time": round(slowness / timing.window, 4),
         "window_seconds": round(timing.window, 3),
     }
-    late_words, votes = _lateness_in_words(trace, timing, late_ranks, excess, limits, measures)
+    late_words: list[str] = []
+    if late_ranks.size:
+        measures |= vote_measures
+        late_words = [*_lateness_in_words(timing, late_ranks, excess), *vote_words]
     link_ranks, link_words, link_confidence = _links(trace, timing, slow_groups, edges, not_seen)
     if p > limits.beta:
         kind, ranks, evidence = "S1", tuple(late_ranks.tolist()), late_words
@@ -248,8 +256,9 @@ def _excess(
     usual = np.fmin(usual, peers)
     is_known = np.isfinite(usual) & has
     more = np.where(is_known, each - np.where(is_known, usual, 0), 0.0)
-    spread = _SCALE * float(np.median(np.abs(more[is_known]))) if is_known.any() else 0.0
-    deviation = more / max(spread, 1e-12)
+    # of two ranks one is half of all, so that the lower median counts; few ranks may be alike by chance
+    spread = _SCALE * _lower_median(np.abs(more[is_known])) if is_known.any() else 0.0
+    deviation = more / np.maximum(spread, np.where(is_known, _NOISE * usual, 1.0) + 1e-12)
     return np.maximum(more, 0) * ops, deviation, bool(is_known.any())
 
 
@@ -325,11 +334,9 @@ def _links(
     return tuple(best.tolist()), words, confidence
 
 
-def _lateness_in_words(
-    trace: Trace, timing: Timing, ranks: np.ndarray, excess: np.ndarray, limits: Limits, measures: dict[str, float]
-) -> tuple[list[str], float]:
-    """Why these ranks are late, and the share of slow operations that name them."""
-    words, votes = [], 1.0
+def _lateness_in_words(timing: Timing, ranks: np.ndarray, excess: np.ndarray) -> list[str]:
+    """Why these ranks are late."""
+    words = []
     for rank in ranks[:4].tolist():
         each = timing.work[rank, 1] / timing.num_ops[rank, 1]
         usual = each - excess[rank] / timing.num_ops[rank, 1]
@@ -337,28 +344,34 @@ def _lateness_in_words(
             f"rank {rank} works {1e3 * each:.3g} ms for each operation, usual are {1e3 * usual:.3g} ms:"
             f" {excess[rank]:.3g} s of the last {timing.window:.3g} s"
         )
-    # only operations in which everybody waits for everybody name who came last
-    symmetric = np.isin(timing.kind >> 8, list(SYMMETRIC))
-    mine = np.zeros(len(trace.groups.names), bool)
-    mine[trace.groups.communicator[np.isin(trace.groups.ranks, ranks)]] = True
-    chosen = symmetric & mine[timing.communicator] & (timing.most > limits.times * timing.base)
-    if chosen.any():
-        c = timing.communicator[chosen]
-        # the smallest group shows it best: into larger ones others come late too, for they waited for this rank
-        sizes = np.diff(trace.groups.start)[c]
-        cost = np.where(sizes == sizes.min(), (timing.most - timing.least)[chosen], 0)
-        worst = int(np.argmax(np.bincount(c, cost)))
-        named = np.isin(timing.late[chosen][c == worst], ranks)
-        votes = float(named.mean())
-        measures["votes"], measures["num_voting"] = int(named.sum()), named.size
-        words.append(
-            f"in {named.sum()} of {named.size} slow operations of {trace.groups.names[worst]!r} it came last,"
-            f" {op_name(int(timing.kind[chosen][c == worst][0]) >> 8)}"
-        )
     share = _share_of_waiting(timing, ranks, excess)
     if share > 0.05:
         words.append(f"{share:.0%} of that it waited for data")
-    return words, votes
+    return words
+
+
+def _votes(
+    trace: Trace, timing: Timing, limits: Limits, ranks: np.ndarray
+) -> tuple[float, list[str], dict[str, float]]:
+    """The share of slow operations in which one of these ranks came last, with words and numbers.
+
+    Asked are the smallest of their communicators: into larger ones others come late too, for they have waited for
+    these ranks. Only operations in which everybody waits for everybody can tell; 1 where there are none.
+    """
+    groups = trace.groups
+    mine = np.zeros(len(groups.names), bool)
+    mine[groups.communicator[np.isin(groups.ranks, ranks)]] = True
+    symmetric = np.isin(timing.kind >> 8, list(SYMMETRIC))
+    chosen = symmetric & mine[timing.communicator] & (timing.most > limits.times * timing.base)
+    if not chosen.any():
+        return 1.0, [], {}
+    c, lost = timing.communicator[chosen], (timing.most - timing.least)[chosen]
+    sizes = np.diff(groups.start)[c]
+    best = int(np.argmax(np.bincount(c, np.where(sizes == sizes.min(), lost, 0))))
+    named = np.isin(timing.late[chosen][c == best], ranks)
+    op = op_name(int(timing.kind[chosen][c == best][0]) >> 8)
+    words = f"in {named.sum()} of {named.size} slow operations ({op}) of {groups.names[best]!r} it came last"
+    return float(named.mean()), [words], {"votes": int(named.sum()), "num_voting": named.size}
 
 
 def _share_of_waiting(timing: Timing, ranks: np.ndarray, excess: np.ndarray) -> float:

@@ -144,7 +144,7 @@ def play(
 
 
 def _hash(seed: int, stream: int, count: int) -> int:
-    z = (seed * _STEP + stream * _MIX1 + count * _MIX2 + _STEP) & _WORD
+    z = (int(seed) * _STEP + int(stream) * _MIX1 + int(count) * _MIX2 + _STEP) & _WORD
     z = (z ^ z >> 30) * _MIX1 & _WORD
     z = (z ^ z >> 27) * _MIX2 & _WORD
     return z ^ z >> 31
