@@ -65,7 +65,9 @@ def test_members_of_any_order(tmp_path, members):
 
 
 def test_no_room_is_no_error(tmp_path):
-    writer = Writer(frame_path(tmp_path, 0), rank=0, world_size=64, max_communicators=2, members_words=3, texts_bytes=64)
+    writer = Writer(
+        frame_path(tmp_path, 0), rank=0, world_size=64, max_communicators=2, members_words=3, texts_bytes=64
+    )
     assert writer.communicator("a", [0, 1]) == 0
     assert writer.communicator("b", [0, 7, 9]) == 1
     assert writer.communicator("c", [0, 3]) == -1

@@ -47,6 +47,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -552,12 +553,12 @@ def read(path: str | os.PathLike[str]) -> RankFile:
         head = file.read(HEADER.itemsize)
         if len(head) < HEADER.itemsize:
             raise Truncated(f"{path} has {len(head)} bytes; the header alone has {HEADER.itemsize}")
-        header = np.frombuffer(head, HEADER)[0]
+        header = dict(zip(HEADER.names or (), np.frombuffer(head, HEADER)[0].item(), strict=True))
         layout = _checked_layout(path, header, size)
         tables = file.read(layout.ring_at - HEADER.itemsize)
         if len(tables) < layout.ring_at - HEADER.itemsize:
             raise Truncated(f"{path} was cut short while it was read")
-        frames = np.frombuffer(tables, FRAME, int(header["num_communicators"]))
+        frames = np.frombuffer(tables, FRAME, header["num_communicators"])
         latest = []
         for index, (seq, number) in enumerate(zip(frames["seq"].tolist(), frames["record"].tolist(), strict=True)):
             place = layout.ring_at + 64 * (number & (layout.capacity - 1))
@@ -567,18 +568,18 @@ def read(path: str | os.PathLike[str]) -> RankFile:
         read_at = time.monotonic_ns()
     return RankFile(
         path=path,
-        rank=int(header["rank"]),
-        world_size=int(header["world_size"]),
-        pid=int(header["pid"]),
-        job=int(header["job"]),
-        boot=int(header["boot"]),
-        host=bytes(header["host"]).decode(errors="replace"),
-        created_unix=int(header["created_unix"]),
-        finished=bool(header["state"] == FINISHED),
-        lost=int(header["lost"]),
-        waited=int(header["waited"]) / 1e9,
-        waiting_since=int(header["waiting_since"]),
-        pause_until=int(header["pause_until"]),
+        rank=header["rank"],
+        world_size=header["world_size"],
+        pid=header["pid"],
+        job=header["job"],
+        boot=header["boot"],
+        host=header["host"].decode(errors="replace"),
+        created_unix=header["created_unix"],
+        finished=header["state"] == FINISHED,
+        lost=header["lost"],
+        waited=header["waited"] / 1e9,
+        waiting_since=header["waiting_since"],
+        pause_until=header["pause_until"],
         capacity=layout.capacity,
         frames=frames,
         latest=np.frombuffer(b"".join(latest), RECORD),
@@ -648,12 +649,11 @@ class _Layout:
         return self.ring_at + RECORD.itemsize * self.capacity
 
 
-def _checked_layout(path: Path, header: np.void, size: int) -> _Layout:
-    if bytes(header["magic"]) != MAGIC:
+def _checked_layout(path: Path, numbers: dict[str, Any], size: int) -> _Layout:
+    if numbers["magic"] != MAGIC:
         raise Corrupt(f"{path} is no file of a rank: it does not begin with {MAGIC!r}")
-    if header["version"] > VERSION:
-        raise NewerVersion(f"{path} has version {header['version']} of the format; this trimtab reads {VERSION}")
-    numbers = {name: int(header[name]) for name in HEADER.names or () if HEADER[name].kind == "u"}
+    if numbers["version"] > VERSION:
+        raise NewerVersion(f"{path} has version {numbers['version']} of the format; this trimtab reads {VERSION}")
     limits = {
         "version": (VERSION, VERSION),
         "world_size": (1, _MAX_WORLD),

@@ -110,13 +110,13 @@ class Groups:
         inside = inside[position[inside] < self.start[c[inside] + 1] - self.start[c[inside]]]
         at = self.start[c[inside]] + position[inside]
         places[inside] = np.where(self.ranks[at] == file.rank, at, -1)
-        for i in np.flatnonzero(known):
-            if not self.guessed[c[i]]:
-                continue
-            members = self.members(int(c[i]))
-            places[i] = members.start + np.searchsorted(self.ranks[members], file.rank)
-        used, counts = np.unique(places[places >= 0], return_counts=True)
-        places[np.isin(places, used[counts > 1])] = -1
+        for i in np.flatnonzero(known).tolist() if self.guessed.any() else ():
+            if self.guessed[c[i]]:
+                members = self.members(int(c[i]))
+                places[i] = members.start + np.searchsorted(self.ranks[members], file.rank)
+        used = places[places >= 0].tolist()
+        if len(set(used)) < len(used):
+            places[[used.count(place) > 1 for place in places.tolist()]] = -1
         if (bad := np.flatnonzero(known & (places < 0))).size:
             notes.append(f"rank {file.rank} contradicts other ranks about communicator {self.names[c[bad[0]]]!r}")
         return places

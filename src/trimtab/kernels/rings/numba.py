@@ -33,51 +33,53 @@ def scan(words, first, last, counts):
     mask = u64(capacity - 1)
     num_communicators = u64(first.size)
     written = 0
-    base, newest, found = u64(0), i64(0), False
+    base, newest, oldest, found = u64(0), i64(0), i64(0), False
+    valid = 0
     for i in range(capacity):
         record = words[i]
         if record[2] == u64(0):
             continue
         written += 1
-        stamp = record[0] & _LOW
+        stamp, seq = record[0] & _LOW, record[1]
         communicator = (record[0] >> u64(32)) & u64(0xFFFF)
-        if (
-            stamp != record[7] >> u64(32)
-            or stamp & mask != u64(i)
-            or communicator >= num_communicators
-            or record[1] == u64(0)
-            or record[1] >= _MAX_TIME
-        ):
+        is_there = stamp == record[7] >> u64(32) and stamp & mask == u64(i)
+        if not (is_there and communicator < num_communicators and seq != u64(0) and seq < _MAX_TIME):
             continue
         if not found:
             base, found = stamp, True
         age = i64(i32((stamp - base) & _LOW))
-        newest = max(newest, age)
-    counts[1] = written
+        newest, oldest = max(newest, age), min(oldest, age)
+        valid += 1
+        c, number = i64(communicator), i64(seq)
+        if first[c] == 0 or number < first[c]:
+            first[c] = number
+        if number > last[c]:
+            last[c] = number
+    counts[0], counts[1] = valid, written - valid
     if not found:
         return -1
     stamp_of_newest = (base + u64(newest)) & _LOW
+    if newest - oldest < capacity:
+        return i64(stamp_of_newest)
+    # some are left from a turn before, which only a damaged ring has: once more, without these
+    first[:] = 0
+    last[:] = 0
     valid = 0
     for i in range(capacity):
         record = words[i]
-        stamp = record[0] & _LOW
+        stamp, seq = record[0] & _LOW, record[1]
         communicator = (record[0] >> u64(32)) & u64(0xFFFF)
-        if (
-            record[2] == u64(0)
-            or stamp != record[7] >> u64(32)
-            or stamp & mask != u64(i)
-            or communicator >= num_communicators
-            or record[1] == u64(0)
-            or record[1] >= _MAX_TIME
-            or i64(i32((stamp - stamp_of_newest) & _LOW)) <= -capacity
-        ):
+        is_there = record[2] != u64(0) and stamp == record[7] >> u64(32) and stamp & mask == u64(i)
+        if not (is_there and communicator < num_communicators and seq != u64(0) and seq < _MAX_TIME):
+            continue
+        if i64(i32((stamp - stamp_of_newest) & _LOW)) <= -capacity:
             continue
         valid += 1
-        c, seq = i64(communicator), i64(record[1])
-        if first[c] == 0 or seq < first[c]:
-            first[c] = seq
-        if seq > last[c]:
-            last[c] = seq
+        c, number = i64(communicator), i64(seq)
+        if first[c] == 0 or number < first[c]:
+            first[c] = number
+        if number > last[c]:
+            last[c] = number
     counts[0], counts[1] = valid, written - valid
     return i64(stamp_of_newest)
 

@@ -1,0 +1,293 @@
+"""CCL-D at scale: simulated jobs of 4,096 ranks with one fault each, and 40 million records from files.
+
+The jobs have 8 tensor x 8 pipeline x 64 data ranks; all durations vary by 5 %. A rank that stops is to be found from the
+latest states alone, without rings; everything else takes the rings. Ranks, steps, places and factors are drawn anew for
+every job.
+
+The records lie in the files of 4,888 ranks, each in three communicators, and are read, decoded, matched by communicator
+and number, and compared: the shortest and the longest time inside each operation, who it was, and whether signatures
+differ. A matcher with Python's dicts does the same for the files of 64 ranks, and one that sorts with NumPy, and their
+rates are compared with ours.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bench import harness
+from bench.harness import Options, exact, metric
+from trimtab.diagnose import diagnose
+from trimtab.diagnose.frame import OPS, RECORD, RankFile, Writer, frame_path, read_folder, signature
+from trimtab.diagnose.groups import Groups
+from trimtab.diagnose.simulate import TRUTH, Fault, Job
+from trimtab.diagnose.snapshot import Snapshot
+from trimtab.diagnose.trace import Trace
+from trimtab.kernels import load
+from trimtab.records import Bar, Metric, Record
+
+NUM_HANGS, NUM_SLOW, NUM_OTHERS = 1000, 200, 40
+NUM_RANKS, CAPACITY, NUM_DICT_RANKS = 4888, 8192, 64
+SEED = 7
+
+
+def run(options: Options) -> Record:
+    """Simulate and measure, and return the record."""
+    parts = 50 if options.quick else 1
+    metrics: dict[str, Metric] = {}
+    bars: list[Bar] = []
+    _faults(metrics, bars, parts)
+    _records(metrics, bars, NUM_RANKS // 8 // parts * 8, options.num_rounds)
+    return Record.new(
+        options.name,
+        command=options.command,
+        seed=SEED,
+        data={
+            "ranks": {"tensor": 8, "pipeline": 8, "data": 64},
+            "jitter": 0.05,
+            "hangs": "a random rank does not enter a random operation; 4 micro-batches, 4 steps, states only",
+            "slow": "a random rank computes 1.25 to 3 times as long; 4 micro-batches, 12 steps",
+            "records": {"num_ranks": NUM_RANKS, "records_a_rank": CAPACITY, "num_dict_ranks": NUM_DICT_RANKS},
+        },
+        inference={"num_rounds": options.num_rounds, "clock": "CPU seconds of one thread"},
+        metrics=metrics,
+        bars=bars,
+    )
+
+
+# ---- jobs with faults
+
+
+def _faults(metrics: dict[str, Metric], bars: list[Bar], parts: int) -> None:
+    job = Job(tensor=8, pipeline=8, data=64, micro_batches=4)
+    rng = np.random.default_rng(SEED)
+    buffer = np.zeros(job.num_ranks * 512 * 8, np.uint64)
+
+    def cases(kind: str, num: int, num_steps: int, capacity: int) -> Iterator:
+        for seed in range(max(num // parts, 2)):
+            rank = int(rng.integers(job.num_ranks))
+            step = int(rng.integers(1, num_steps)) if kind not in ("slow", "link") else num_steps // 2
+            factor = {"slow": float(rng.uniform(1.25, 3.0)), "link": 60.0}.get(kind, 1.0)
+            fault = Fault(kind, rank=rank, step=step, place=int(rng.integers(job.num_places(rank))), factor=factor)
+            faults = [fault] if kind != "none" else []
+            yield fault, job.run(faults=faults, num_steps=num_steps, seed=seed, capacity=capacity, buffer=buffer)
+
+    seconds, named = [], []
+    for fault, played in cases("stop", NUM_HANGS, 4, 64):
+        snapshot = played.snapshot()
+        start = time.process_time()
+        verdict = diagnose(snapshot)
+        seconds.append(time.process_time() - start)
+        named.append((verdict.kind, verdict.ranks) == ("H1", (fault.rank,)))
+    metrics["hang/named"] = exact(sum(named), "jobs")
+    metrics["hang/jobs"] = exact(len(named), "jobs")
+    metrics["hang/verdict from states"] = metric([1e3 * s for s in seconds], "ms")
+    metrics["hang/slowest verdict from states"] = exact(1e3 * max(seconds), "ms")
+    bars.append(_bar("hangs whose rank was named, of all", 1.0, float(np.mean(named))))
+    bars.append(_bar("verdict from the states of 4,096 ranks, slowest (ms)", 50, 1e3 * max(seconds), at_most=True))
+    for kind, num in (("slow", NUM_SLOW), ("other", NUM_OTHERS), ("skip", NUM_OTHERS), ("link", NUM_OTHERS)):
+        seconds, right, is_kind = [], [], []
+        for fault, played in cases(kind, num, 12, 512):
+            trace, snapshot = played.trace(), played.snapshot()
+            start = time.process_time()
+            verdict = diagnose(snapshot, trace)
+            seconds.append(time.process_time() - start)
+            is_kind.append(verdict.kind == TRUTH[kind])
+            right.append(is_kind[-1] and verdict.ranks == (fault.rank,))
+        metrics[f"{kind}/named"] = exact(sum(right), "jobs")
+        metrics[f"{kind}/right kind"] = exact(sum(is_kind), "jobs")
+        metrics[f"{kind}/jobs"] = exact(len(right), "jobs")
+        metrics[f"{kind}/verdict from rings"] = metric(seconds, "s")
+        if kind == "slow":
+            bars.append(_bar("slow ranks that were named, of all", 0.98, float(np.mean(right))))
+    alarms = [played.verdict().kind != "healthy" for _, played in cases("none", NUM_OTHERS, 12, 512)]
+    metrics["healthy/false alarms"] = exact(sum(alarms), "jobs")
+    metrics["healthy/jobs"] = exact(len(alarms), "jobs")
+    bars.append(_bar("false alarms", 0, sum(alarms), at_most=True))
+
+
+# ---- many records
+
+
+def _records(metrics: dict[str, Metric], bars: list[Bar], num_ranks: int, num_rounds: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as folder:
+        write_files(folder, num_ranks)
+        # a process of its own, whose memory is that of this work
+        found = [_in_a_process(folder) for _ in range(min(num_rounds, 3))]
+        files, _ = read_folder(folder)
+        few = files[:NUM_DICT_RANKS]
+        matchers: dict[str, Callable[[list[RankFile]], int]] = {"dicts": match_dicts, "sort": match_sort}
+        rates: dict[str, list[float]] = {name: [] for name in matchers}
+        for _ in range(min(num_rounds, 5)):
+            for name, matcher in matchers.items():
+                start = time.process_time()
+                num = matcher(few)
+                rates[name].append(num / (time.process_time() - start) / 1e6)
+    num = found[0]["num_records"]
+    ours = [num / one["cpu_seconds"] / 1e6 for one in found]
+    metrics["records/number"] = exact(num, "records")
+    metrics["records/CPU time"] = metric([one["cpu_seconds"] for one in found], "s", "at most 10 s")
+    metrics["records/time"] = metric([one["seconds"] for one in found], "s")
+    metrics["records/states of all ranks from files"] = metric([one["snapshot_seconds"] for one in found], "s")
+    metrics["records/peak memory"] = metric([one["peak_gib"] for one in found], "GiB", "at most 2 GB")
+    metrics["records/ours"] = metric(ours, "million/s")
+    for name, values in rates.items():
+        metrics[f"records/{name}"] = metric(values, "million/s")
+        metrics[f"records/times {name}"] = exact(float(np.median(ours) / np.median(values)), "x")
+    gigabytes = metrics["records/peak memory"].value * 2**30 / 1e9
+    bars += [
+        _bar(f"{num / 1e6:.1f} million records (CPU s)", 10, metrics["records/CPU time"].value, at_most=True),
+        _bar("peak memory (GB)", 2, gigabytes, at_most=True),
+        _bar("rate over a matcher with dicts", 20, metrics["records/times dicts"].value),
+    ]
+
+
+def write_files(folder: str, num_ranks: int) -> None:
+    """Write the files of ranks in tensor groups of 8, data groups across these, and the world: full rings."""
+    rng = np.random.default_rng(SEED)
+    pattern = np.array([0, 0, 0, 1, 0, 0, 0, 2], np.uint64)  # tensor, data, world
+    numbers = np.arange(1, CAPACITY + 1)
+    local = pattern[numbers % 8]
+    seq = np.zeros(CAPACITY, np.int64)
+    for c in range(3):
+        seq[local == c] = np.arange(1, np.count_nonzero(local == c) + 1)
+    ring = np.zeros(CAPACITY, RECORD)
+    ring["stamp"] = ring["check"] = numbers
+    ring["communicator"], ring["seq"], ring["op"] = local, seq, OPS.index("all_reduce")
+    ring["num_bytes"], ring["step"] = 1 << 20, numbers // 8 + 1
+    ring["signature"] = [signature("all_reduce", num_elements=int(c) + 1) for c in local]
+    order = np.argsort(numbers % CAPACITY)
+    for rank in range(num_ranks):
+        spans = rng.integers(1000, 1_000_000, 2 * CAPACITY).cumsum()
+        ring["enter"], ring["exit"] = 10**9 + spans[::2], 10**9 + spans[1::2]
+        path = frame_path(folder, rank)
+        writer = Writer(path, rank=rank, world_size=num_ranks, capacity=CAPACITY, texts_bytes=64, members_words=64)
+        groups = (range(rank // 8 * 8, rank // 8 * 8 + 8), range(rank % 8, num_ranks, 8), range(num_ranks))
+        for c, (name, members) in enumerate(zip(("tensor", "data", "world"), groups, strict=True)):
+            index = writer.communicator(f"{name} {members[0]}", members)
+            last = int(numbers[local == c][-1])
+            done = int(seq[local == c][-1])
+            writer.restore(index, seq=done, record=last, done=done, exit_ns=int(ring["exit"][last - 1]))
+        writer.restore_ring(ring[order])
+        writer.close()
+
+
+def match_ours(folder: str) -> dict[str, float]:
+    """Read, decode, match and compare all records of a folder."""
+    kernels = load("rings")
+    _warm()
+    begin, start = time.perf_counter(), time.process_time()
+    files, _ = read_folder(folder)
+    groups, places, _ = Groups.of_files(files)
+    Snapshot.of_files(files, groups, places)
+    snapshot_seconds = time.process_time() - start
+    trace = Trace.of_files(files, groups, places)
+    for c in range(len(groups.names)):
+        blocks = trace.blocks(c)
+        _, first, count = blocks
+        low, num = int(first.min()), int((first + count).max() - first.min())
+        out = [np.empty(num, dtype) for dtype in ("f4", "f4", "i4", "i4")]
+        kernels.spread(*blocks, trace.columns["inside"], low, *out)
+        kernels.differing(*blocks, trace.columns["signature"], 0, np.zeros(first.size, np.int64))
+    return {
+        "cpu_seconds": time.process_time() - start,
+        "seconds": time.perf_counter() - begin,
+        "snapshot_seconds": snapshot_seconds,
+        "num_records": trace.num_records,
+        "peak_gib": _peak_bytes() / 2**30,
+    }
+
+
+def match_dicts(files: list[RankFile]) -> int:
+    """Do the same with dicts, as one would write it in Python; return the number of records."""
+    record = struct.Struct("<IHBBQQQQIIIIII")
+    operations: dict[tuple[int, int], list] = {}
+    num = 0
+    for file in files:
+        uids = file.frames["uid"].tolist()
+        for row in record.iter_unpack(file.ring().tobytes()):
+            stamp, communicator, _, _, seq, enter, leave, _, sign, _, _, _, _, check = row
+            if stamp != check or not enter:
+                continue
+            num += 1
+            inside = (leave - enter) * 1e-9
+            key = (uids[communicator], seq)
+            found = operations.get(key)
+            if found is None:
+                operations[key] = [inside, inside, file.rank, 1, sign, False]
+                continue
+            if inside < found[0]:
+                found[0], found[2] = inside, file.rank
+            if inside > found[1]:
+                found[1] = inside
+            found[3] += 1
+            if sign != found[4]:
+                found[5] = True
+    return num
+
+
+def match_sort(files: list[RankFile]) -> int:
+    """Do the same by sorting, as one would write it in NumPy; return the number of records."""
+    rings, uids, ranks = [], [], []
+    for file in files:
+        ring = file.ring()
+        ring = ring[(ring["stamp"] == ring["check"]) & (ring["enter"] > 0)]
+        rings.append(ring)
+        uids.append(file.frames["uid"][ring["communicator"]])
+        ranks.append(np.full(ring.size, file.rank, np.int32))
+    ring, uid, rank = np.concatenate(rings), np.concatenate(uids), np.concatenate(ranks)
+    inside = ((ring["exit"] - ring["enter"]) * 1e-9).astype(np.float32)
+    order = np.lexsort((inside, ring["seq"], uid))
+    uid, seq, sign = uid[order], ring["seq"][order], ring["signature"][order]
+    edges = np.flatnonzero(np.concatenate([[True], (uid[1:] != uid[:-1]) | (seq[1:] != seq[:-1])]))
+    least, most = inside[order][edges], np.maximum.reduceat(inside[order], edges)
+    differ = np.minimum.reduceat(sign, edges) != np.maximum.reduceat(sign, edges)
+    who, counts = rank[order][edges], np.diff(np.append(edges, uid.size))
+    assert least.size == most.size == differ.size == who.size == counts.size
+    return ring.size
+
+
+def _warm() -> None:
+    """Load the kernels, so that the time of compiling them is not counted."""
+    Job(data=2).run(num_steps=2).trace()
+
+
+def _peak_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _in_a_process(folder: str) -> dict[str, float]:
+    code = f"import json; from bench.diagnose_scale import match_ours; print(json.dumps(match_ours({folder!r})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _bar(name: str, required: float, reached: float, *, at_most: bool = False) -> Bar:
+    words = f"{'<=' if at_most else '>='} {required:g}"
+    return Bar(
+        name=name, required=words, reached=reached, passed=reached <= required if at_most else reached >= required
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark as the command line says."""
+    options = harness.parse("diagnose_scale", __doc__, argv)
+    record = run(options)
+    for name, found in record.metrics.items():
+        print(f"{name:45} {found.value:12.6g} {found.unit}")
+    harness.write(record, options)
+
+
+if __name__ == "__main__":
+    main()
