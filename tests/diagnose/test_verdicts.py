@@ -144,7 +144,7 @@ class TestHangsOfFewStates:
         state = Snapshot.empty(groups)
         state.present[:] = True
         state.seen[:] = True
-        state.seq[:], state.done[:] = sum(entered, []), sum(completed, [])
+        state.seq[:], state.done[:] = np.concatenate(entered), np.concatenate(completed)
         state.age[:] = 100
         return state
 
