@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -78,9 +78,13 @@ class Trace:
 
     @classmethod
     def of_files(
-        cls, files: Iterable[RankFile], groups: Groups, places: Iterable[np.ndarray], *, notes: tuple[str, ...] = ()
-    ) -> Trace:
-        """Read the rings of files, one at a time: beside the columns, no more than one ring is in memory."""
+        cls, files: Iterable[RankFile], groups: Groups, places: Iterable[np.ndarray], *, notes: tuple[str, ...] = (),
+        columns: Sequence[str] | None = None,
+    ) -> Trace:  # fmt: skip
+        """Read the rings of files, one at a time: beside the columns, no more than one ring is in memory.
+
+        `columns` names those that are wanted; by default all are, and verdicts need all.
+        """
         files = list(files)
         problems: list[str] = []
 
@@ -92,15 +96,18 @@ class Trace:
                 except (FormatError, OSError) as error:
                     problems.append(f"the ring of rank {file.rank} could not be read: {error}")
 
-        trace = cls.of_rings(rings(), groups, room=sum(file.capacity for file in files))
+        trace = cls.of_rings(rings(), groups, room=sum(file.capacity for file in files), columns=columns)
         trace.notes = (*notes, *trace.notes, *problems)
         return trace
 
     @classmethod
-    def of_rings(cls, rings: Iterable[Ring], groups: Groups, *, room: int) -> Trace:
+    def of_rings(
+        cls, rings: Iterable[Ring], groups: Groups, *, room: int, columns: Sequence[str] | None = None
+    ) -> Trace:
         """Decode rings; `room` is the sum of their capacities. Memory that stays empty is never touched."""
         kernels = load("rings")
-        columns = {name: np.empty(room, dtype) for name, dtype in cls.COLUMNS.items()}
+        wanted = cls.COLUMNS if columns is None else columns
+        filled = {name: np.empty(room if name in wanted else 0, dtype) for name, dtype in cls.COLUMNS.items()}
         num = groups.ranks.size
         start, first, count = np.zeros(num, np.int64), np.zeros(num, np.int64), np.zeros(num, np.int64)
         torn, notes, used = np.zeros(groups.num_ranks, np.int64), [], 0
@@ -122,9 +129,9 @@ class Trace:
             starts = used + lengths.cumsum() - lengths
             total = int(lengths.sum())
             if total > counts[0]:  # torn records leave gaps; 0 and NaN stand for unknown
-                for column in columns.values():
+                for column in filled.values():
                     column[used : used + total] = np.nan if column.dtype.kind == "f" else 0
-            kernels.place(words, newest, low, high, starts, *columns.values())
+            kernels.place(words, newest, low, high, starts, *filled.values())
             good = place >= 0
             start[place[good]], first[place[good]], count[place[good]] = starts[good], low[good], lengths[good]
             used += total
@@ -135,7 +142,7 @@ class Trace:
             start=start,
             first=first,
             count=count,
-            columns={name: column[:used] for name, column in columns.items()},
+            columns={name: filled[name][:used] for name in wanted},
             torn=torn,
             notes=tuple(notes),
         )

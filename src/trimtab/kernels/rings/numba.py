@@ -89,6 +89,8 @@ def place(words, newest, first, last, start, enter, inside, outside, waited, sig
     capacity = words.shape[0]
     mask = u64(capacity - 1)
     num_communicators = u64(first.size)
+    wants_enter, wants_inside, wants_outside, wants_waited = enter.size, inside.size, outside.size, waited.size
+    wants_signature, wants_site, wants_step, wants_kind = signature.size, site.size, step.size, kind.size
     free = u64(0)
     for k in range(capacity):
         number = u64(newest - capacity + 1 + k)
@@ -106,21 +108,29 @@ def place(words, newest, first, last, start, enter, inside, outside, waited, sig
         at = start[c] + i64(seq) - first[c]
         entered, left = record[2], record[3]
         is_good = entered < _MAX_TIME and entered <= left and left < _MAX_TIME
-        enter[at] = i64(entered) if entered < _MAX_TIME else 0
-        inside[at] = f32(i64(left - entered) * 1e-9) if is_good else _NAN
-        if free != u64(0) and entered < _MAX_TIME:
-            outside[at] = f32(i64(entered - free) * 1e-9) if entered > free else f32(0)
-        else:
-            outside[at] = _NAN
+        if wants_enter:
+            enter[at] = i64(entered) if entered < _MAX_TIME else 0
+        if wants_inside:
+            inside[at] = f32(i64(left - entered) * 1e-9) if is_good else _NAN
+        if wants_outside:
+            if free != u64(0) and entered < _MAX_TIME:
+                outside[at] = f32(i64(entered - free) * 1e-9) if entered > free else f32(0)
+            else:
+                outside[at] = _NAN
         flags = record[0] >> u64(56)
         if is_good and flags & u64(_EITHER) != u64(_ASYNC) and left > free:
             free = left
-        waited[at] = f32(i64(record[7] & _LOW) * 1e-6)
-        signature[at] = u32(record[5] & _LOW)
-        site[at] = u32(record[5] >> u64(32))
-        step[at] = u32(record[6] & _LOW)
-        op = (record[0] >> u64(48)) & u64(0xFF)
-        kind[at] = np.uint16((op << u64(8)) | (u64(64) - leading_zeros(record[4])))
+        if wants_waited:
+            waited[at] = f32(i64(record[7] & _LOW) * 1e-6)
+        if wants_signature:
+            signature[at] = u32(record[5] & _LOW)
+        if wants_site:
+            site[at] = u32(record[5] >> u64(32))
+        if wants_step:
+            step[at] = u32(record[6] & _LOW)
+        if wants_kind:
+            op = (record[0] >> u64(48)) & u64(0xFF)
+            kind[at] = np.uint16((op << u64(8)) | (u64(64) - leading_zeros(record[4])))
 
 
 @kernel(types.void(_RO_I64, _RO_I64, _RO_I64, _RO_F32, types.int64, _F32, _F32, _I32, _I32))

@@ -68,7 +68,7 @@ def place(
     while inside, or where the times contradict each other), `outside` (float32, seconds since the rank was last inside
     any operation for which it waited; 0 where operations overlap, NaN for the ring's first), `waited` (float32, seconds
     waited for data), `signature`, `site`, `step` (uint32), `kind` (uint16: op * 256 + bits of the number of bytes).
-    Places without a record keep what they hold.
+    Places without a record keep what they hold. A column of length 0 is not wanted, and left alone.
     """
     capacity = words.shape[0]
     is_whole = (words[:, 2] != 0) & _whole(words, first.size)
@@ -83,14 +83,21 @@ def place(
             continue
         at = int(start[communicator] + w[1] - first[communicator])
         is_good = w[2] < 1 << 62 and w[2] <= w[3] < 1 << 62
-        enter[at] = w[2] if w[2] < 1 << 62 else 0
-        inside[at] = np.float32((w[3] - w[2]) * 1e-9) if is_good else np.nan
-        outside[at] = np.float32(max(w[2] - free, 0) * 1e-9) if free and w[2] < 1 << 62 else np.nan
+        values = [
+            (enter, w[2] if w[2] < 1 << 62 else 0),
+            (inside, np.float32((w[3] - w[2]) * 1e-9) if is_good else np.nan),
+            (outside, np.float32(max(w[2] - free, 0) * 1e-9) if free and w[2] < 1 << 62 else np.nan),
+            (waited, np.float32((w[7] & LOW) * 1e-6)),
+            (signature, w[5] & LOW),
+            (site, w[5] >> 32),
+            (step, w[6] & LOW),
+            (kind, op << 8 | w[4].bit_length()),
+        ]
+        for column, value in values:
+            if column.size:
+                column[at] = value
         if is_good and flags & (ASYNC | AWAITED) != ASYNC:
             free = max(free, w[3])
-        waited[at] = np.float32((w[7] & LOW) * 1e-6)
-        signature[at], site[at], step[at] = w[5] & LOW, w[5] >> 32, w[6] & LOW
-        kind[at] = op << 8 | w[4].bit_length()
 
 
 def spread(
