@@ -26,6 +26,9 @@ JOBS = {
 PAYLOADS = ("groups", "float8", "hadamard")
 """Kernels that make what goes over a network, not into files."""
 
+RECORDINGS = ("replay", "rings")
+"""Kernels that work on what ranks record while they run: `trimtab.diagnose.frame` describes those bytes."""
+
 LAYOUTS = {
     "enec": "trimtab.codecs.enec",
     "enec: differences": "trimtab.codecs.enec_delta",
@@ -95,7 +98,7 @@ def layouts() -> str:
     """Return what the modules of codecs and kernels say about their bytes."""
     parts = [f"### {codec}\n\n{_markdown(module)}" for codec, module in LAYOUTS.items()]
     parts += ["## Kernels", "The specification of each is its `ref.py`; this is what it says of the bytes."]
-    parts += [_kernel(name) for name in kernels.operations() if name not in PAYLOADS]
+    parts += [_kernel(name) for name in kernels.operations() if name not in (*PAYLOADS, *RECORDINGS)]
     parts += ["## Payloads", "No file holds these: `trimtab.codecs.wire` sends them over networks."]
     parts += [_kernel(name) for name in PAYLOADS]
     return "\n\n".join(parts)

@@ -1,0 +1,126 @@
+"""Snapshot: the latest state of all ranks in all communicators, one moment of the job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from trimtab.diagnose.frame import ASYNC, AWAITED, RankFile, boot_id, read_folder
+from trimtab.diagnose.groups import Groups
+
+
+@dataclass
+class Snapshot:
+    """Where every rank is. Arrays have a place for each membership of `groups`, or for each rank.
+
+    Times are ages on the clock of the rank's own host; no two hosts' clocks are compared.
+    """
+
+    groups: Groups
+    # of memberships
+    seen: np.ndarray
+    """bool: the rank's file knows the communicator. Where it does not, the rank has entered nothing there."""
+    seq: np.ndarray
+    """int64: the latest operation that the rank has entered; 0 none."""
+    done: np.ndarray
+    """int64: how many operations it has completed."""
+    age: np.ndarray
+    """float64: seconds since it entered the latest; NaN unknown."""
+    signature: np.ndarray
+    """uint32, of the latest operation, as `site`, `step` (uint32) and `op` (uint8); 0 unknown."""
+    site: np.ndarray
+    step: np.ndarray
+    op: np.ndarray
+    blocking: np.ndarray
+    """bool: the program waits for the latest operation, if that is not complete."""
+    # of ranks
+    present: np.ndarray
+    """bool: there is a state of this rank at all."""
+    finished: np.ndarray
+    """bool: it came to its end and said so."""
+    waiting: np.ndarray
+    """float64: seconds for which it has been waiting for data; 0 if it is not."""
+    paused: np.ndarray
+    """float64: seconds for which it has announced to be away still; 0 if it has not."""
+    lost: np.ndarray
+    """int64: operations that could not be recorded."""
+    texts: Mapping[int, str] = field(default_factory=dict)
+    """Call sites and the like by hash."""
+    where: Mapping[int, str] = field(default_factory=dict)
+    """Host and process of ranks."""
+    notes: Sequence[str] = ()
+    """What could not be read."""
+
+    @classmethod
+    def empty(cls, groups: Groups, *, notes: Sequence[str] = ()) -> Snapshot:
+        """Return the state in which no rank has been seen."""
+        num, ranks = groups.ranks.size, groups.num_ranks
+        return cls(
+            groups=groups,
+            seen=np.zeros(num, bool),
+            seq=np.zeros(num, np.int64),
+            done=np.zeros(num, np.int64),
+            age=np.full(num, np.nan),
+            signature=np.zeros(num, np.uint32),
+            site=np.zeros(num, np.uint32),
+            step=np.zeros(num, np.uint32),
+            op=np.zeros(num, np.uint8),
+            blocking=np.ones(num, bool),
+            present=np.zeros(ranks, bool),
+            finished=np.zeros(ranks, bool),
+            waiting=np.zeros(ranks),
+            paused=np.zeros(ranks),
+            lost=np.zeros(ranks, np.int64),
+            notes=notes,
+        )
+
+    @classmethod
+    def of_folder(cls, folder: str | os.PathLike[str]) -> Snapshot:
+        """Read the files of all ranks.
+
+        Raises:
+            FormatError: there is no file that can be used.
+        """
+        files, notes = read_folder(folder)
+        groups, places, more = Groups.of_files(files)
+        return cls.of_files(files, groups, places, notes=[*notes, *more])
+
+    @classmethod
+    def of_files(
+        cls, files: Sequence[RankFile], groups: Groups, places: Iterable[np.ndarray], *, notes: Sequence[str] = ()
+    ) -> Snapshot:
+        """Return the state in files that were read (`frame.read_folder`) and joined (`Groups.of_files`)."""
+        state, here, foreign = cls.empty(groups), boot_id(), []
+        texts: dict[int, str] = {}
+        where: dict[int, str] = {}
+        for file, place in zip(files, places, strict=True):
+            rank, now = file.rank, file.read_at
+            if not here or file.boot != here:
+                foreign.append(rank)
+                now = None
+            state.present[rank], state.finished[rank], state.lost[rank] = True, file.finished, min(file.lost, 1 << 62)
+            where[rank] = f"{file.host}, process {file.pid}"
+            if now is not None:
+                state.waiting[rank] = max(now - file.waiting_since, 0) / 1e9 if file.waiting_since else 0
+                state.paused[rank] = max(file.pause_until - now, 0) / 1e9
+            texts.update(file.texts())
+            good = place >= 0
+            at, frames, latest = place[good], file.frames[good], file.latest[good]
+            state.seen[at] = True
+            state.seq[at] = np.minimum(frames["seq"], np.uint64(1 << 62))
+            state.done[at] = np.minimum(frames["done"], frames["seq"])  # a reader may see the later of the two first
+            for name in ("signature", "site", "step", "op"):
+                getattr(state, name)[at] = latest[name]
+            state.blocking[at] = latest["flags"] & (ASYNC | AWAITED) != ASYNC
+            if now is not None:
+                entered = latest["enter"].astype(np.float64)
+                # a record that was being written just now is new
+                state.age[at] = np.where(latest["enter"] > 0, np.maximum(now - entered, 0) / 1e9, 0.0)
+        more = list(notes)
+        if foreign:
+            more.append(f"the clock of {len(foreign)} ranks cannot be read here: how long they wait is not known")
+        state.texts, state.where, state.notes = texts, where, more
+        return state

@@ -1,0 +1,1 @@
+"""A job of many ranks and communicators, played through: who waits for whom, and until when."""
