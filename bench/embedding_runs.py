@@ -21,6 +21,7 @@ from bench.embedding_ways import BOTH_WAYS, HEADLINE, STEP_WAYS, WAYS
 from bench.harness import NUM_ROUNDS
 from bench.jobs import Job, RanksJob
 from examples.dlrm import NUM_ROWS
+from trimtab.codecs.embedding_choice import NANOSECONDS
 from trimtab.comm.embedding import EmbeddingExchange
 from trimtab.comm.netlab import parse_rate
 
@@ -48,7 +49,9 @@ class Area(Job):
     @property
     def depends_on(self) -> dict[str, Any]:
         way = WAYS[self.way]
-        settings = msgspec.to_builtins(way) if isinstance(way, EmbeddingExchange) else self.way
+        settings = self.way
+        if isinstance(way, EmbeddingExchange):
+            settings = {**msgspec.to_builtins(way), "costs": NANOSECONDS}
         numbers = {"seed": self.seed, "steps": NUM_STEPS, "test_batches": NUM_TEST_BATCHES}
         return {"way": settings, **numbers, "model": _MODEL}
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ import trimtab.comm.exchange
 from tests.dist.launch import join, leave
 from trimtab.codecs.sdp4bit import Groups
 from trimtab.comm import Exchange, Layout, Meter, Noise, Topology
+from trimtab.comm.topology import timeout_of
 from trimtab.errors import CommError, PayloadError, PeerFailed, SettingsDiffer, UsageError
 
 TIMEOUT = 6.0  # of the groups that are to break; the others wait longer, since ranks notice at different times
@@ -59,7 +61,11 @@ def topologies() -> None:
     assert Topology(nodes=2).intra is halves.intra, "groups are made once"
     assert Topology(nodes=1).inter is None and Topology(nodes=1).intra is dist.group.WORLD
     assert halves.flat().members == ((0,), (1,), (2,), (3,)) and halves.flat().intra is None
-    assert halves.timeout == timedelta(seconds=PATIENCE)
+    patience, store = timedelta(seconds=PATIENCE), dist.group.WORLD.get_group_store()
+    assert halves.timeout == store.timeout == patience, "watching for failures leaves the store's as it was"
+    hasty = dist.new_group(timeout=timedelta(seconds=9))
+    assert Topology(hasty).timeout == timedelta(seconds=9)
+    assert timeout_of(SimpleNamespace(), halves.device, store) == patience, "without torch's private way"
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("inter", "intra"))
     assert Topology(nodes=mesh).members == halves.members
     columns = Topology(mesh.get_group("inter"))

@@ -74,7 +74,7 @@ def join(name: str, folder: str, seconds: float = 60) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
-        store=dist.FileStore(f"{folder}/meeting-{name}", int(os.environ["WORLD_SIZE"])),
+        init_method=f"file://{os.path.abspath(folder)}/meeting-{name}",
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
         timeout=timedelta(seconds=seconds),

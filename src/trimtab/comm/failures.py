@@ -27,8 +27,11 @@ class Failures:
     """
 
     def __init__(self, store: dist.Store, name: str, ranks: Sequence[int]) -> None:
-        self._store = dist.PrefixStore(f"trimtab/{name}", store)
-        self._store.set_timeout(timedelta(seconds=5))
+        # a connection of its own: on the group's, a timeout would be that of torch's rendezvous, too
+        own = store.clone() if hasattr(store, "clone") else None  # since torch 2.8
+        self._store = dist.PrefixStore(f"trimtab/{name}", own or store)
+        if own:
+            own.set_timeout(timedelta(seconds=5))
         self._rank = dist.get_rank()
         self._ranks = tuple(ranks)
 

@@ -102,8 +102,9 @@ def agree(group: dist.ProcessGroup, values: list[float]) -> list[float]:
 def device_of(group: dist.ProcessGroup) -> torch.device:
     """Return where a group's collectives want their tensors: the CPU where they take them."""
     import torch
+    import torch.distributed as dist
 
-    types = {device.type for device in group._device_types}
+    types = {part.partition(":")[0] for part in dist.get_backend_config(group).split(",")}  # cpu:gloo,cuda:nccl
     return torch.device("cpu") if "cpu" in types else torch.device("cuda", torch.cuda.current_device())
 
 

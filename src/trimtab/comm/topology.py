@@ -15,6 +15,7 @@ import torch.distributed as dist
 import xxhash
 
 from trimtab.comm.failures import Failures
+from trimtab.comm.link import device_of
 from trimtab.errors import SettingsDiffer, UsageError
 
 if TYPE_CHECKING:
@@ -64,9 +65,12 @@ class Topology:
         self.rank = group.rank()
         self.size = group.size()
         self.global_ranks: tuple[int, ...] = tuple(dist.get_process_group_ranks(group))
-        self.device = _device(group)
+        self.device = device_of(group)
+        store = group.get_group_store()
+        self.timeout = timeout_of(group, self.device, store)
+        """How long a collective of the group waits."""
         name = f"{group.group_name}/{next(_names)}"
-        self.failures = failures or Failures(group.get_group_store(), name, self.global_ranks)
+        self.failures = failures or Failures(store, name, self.global_ranks)
         self.members = self._divide(nodes)
         ((self.node_index, self.local_rank),) = (
             (node, node_ranks.index(self.rank))
@@ -90,11 +94,6 @@ class Topology:
     @property
     def two_level(self) -> bool:
         return self.intra is not None and self.inter is not None
-
-    @property
-    def timeout(self) -> timedelta:
-        """How long a collective of the group waits."""
-        return self.group._get_backend(self.device).options._timeout
 
     def flat(self) -> Topology:
         """Return the same group with every rank as a node of its own."""
@@ -226,9 +225,16 @@ def all_to_all_bytes(
     dist.all_to_all_single(output.view(-1), input.view(-1), output_sizes, input_sizes, group=group)
 
 
-def _device(group: dist.ProcessGroup) -> torch.device:
-    types = {device.type for device in group._device_types}
-    return torch.device("cpu") if "cpu" in types else torch.device("cuda", torch.cuda.current_device())
+def timeout_of(group: dist.ProcessGroup, device: torch.device, store: dist.Store) -> timedelta:
+    """Return how long a collective of a group waits; `store` is the group's.
+
+    The groups that are made of its ranks shall not wait longer. torch has no public way to ask; where the private one
+    is gone, it is as long as the store waits, which `init_process_group` sets to the timeout of the default group.
+    """
+    try:
+        return group._get_backend(device).options._timeout
+    except (AttributeError, RuntimeError):
+        return store.timeout  # pyrefly: ignore[missing-attribute] (documented, but not in the stubs)
 
 
 def _rising(ranks: Sequence[int]) -> bool:
