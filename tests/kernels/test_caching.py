@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.kernels.caching import numba, ref
@@ -29,6 +29,7 @@ def next_uses(samples):
     return found
 
 
+@settings(deadline=None)
 @given(
     num_units=st.integers(1, 4),
     size=st.integers(1, 5),
@@ -86,7 +87,9 @@ def test_belady_misses_least(twin):
         for sample in samples.tolist():
             after = {}
             for held, misses in states.items():
-                options = [held] if sample in held else [held, *({*held, sample} - {out} for out in held if len(held) == 2)]
+                options = (
+                    [held] if sample in held else [held, *({*held, sample} - {out} for out in held if len(held) == 2)]
+                )
                 if sample not in held and len(held) < 2:
                     options.append({*held, sample})
                 for option in map(frozenset, options):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.kernels.placement import numba, ref
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_twins_share_alike_and_batches_stay_within_the_slack(data):
     num_steps, num_units, size = (data.draw(st.integers(1, most)) for most in (4, 7, 9))
@@ -101,6 +102,7 @@ class State:
         return *found, owner, free, counts
 
 
+@settings(deadline=None)
 @given(
     num_units=st.integers(1, 5),
     size=st.integers(1, 6),
@@ -170,5 +172,10 @@ def test_a_sample_is_kept_by_the_unit_that_lacks_it(twin):
     )
     assert unit.tolist() == [0, 1, 0, 1]
     assert source.tolist() == [0, -1, 0, -1]
-    assert keeper.tolist() == [0, 1, 0, -1]  # unit 0 would like to forget one of its own, and reads nothing to put there
+    assert keeper.tolist() == [
+        0,
+        1,
+        0,
+        -1,
+    ]  # unit 0 would like to forget one of its own, and reads nothing to put there
     assert owner.tolist() == [0, 0, 1, -1]

@@ -1,8 +1,8 @@
 """SOLAR's plan: which rank uses, keeps and reads each sample in each step of each epoch.
 
-After "SOLAR: A Highly Optimized Data Loading Framework for Distributed Training of CNN-based Scientific Surrogates", PVLDB 16
-(2022), arXiv 2211.00224. Inside a global batch it does not matter which rank takes a sample, so it goes to the rank that
-holds it; and since the shuffles are known, each rank knows what to hold.
+After "SOLAR: A Highly Optimized Data Loading Framework for Distributed Training of CNN-based Scientific Surrogates",
+PVLDB 16 (2022), arXiv 2211.00224. Inside a global batch it does not matter which rank takes a sample, so it goes to
+the rank that holds it; and since the shuffles are known, each rank knows what to hold.
 
 At most C samples are held by all buffers together when an epoch begins, and a sample is used once an epoch, so an epoch
 has at most C uses that read nothing, whatever is evicted, and in whatever order the epochs come. The plan reaches that
@@ -10,18 +10,20 @@ number, with the same number of samples on every rank in every step.
 
 Differences from the paper:
 
-- Batches stay equal: where samples are kept is chosen by the steps they will be used in, so that ranks need not trade equal
-  batches for equal reads. With `batch_slack` they may differ, as in the paper, with weights for the loss.
+- Batches stay equal: where samples are kept is chosen by the steps they will be used in, so that ranks need not trade
+  equal batches for equal reads. With `batch_slack` they may differ, as in the paper, with weights for the loss.
 - The order of the epochs is left as it is, for it cannot raise the number of hits (see `trimtab.data.policies`).
-- Held samples are not those used soonest, as Belady's rule would have it, but as many for each step of the next epoch, so that
-  reads come evenly.
-- Placement is revised in every epoch by re-homing (`trimtab.kernels.placement`), which needs no further read, message or slot.
+- Held samples are not those used soonest, as Belady's rule would have it, but as many for each step of the next epoch,
+  so that reads come evenly.
+- Placement is revised in every epoch by re-homing (`trimtab.kernels.placement`), which needs no further read, message
+  or slot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -30,6 +32,9 @@ import xxhash
 from trimtab import kernels
 from trimtab.data.shuffle import Shuffle
 from trimtab.errors import UsageError
+
+if TYPE_CHECKING:
+    from trimtab.data.rank import RankPlan
 
 STORE = -1
 """As the source of a sample: it is read from the store. As its keeper: nobody keeps it."""
@@ -49,7 +54,8 @@ class Epoch:
     unit: np.ndarray
     """Who uses the sample at each position, int32[P]; -1 behind the last step."""
     source: np.ndarray
-    """Who holds it when the step begins, int32[P]: the unit itself (a hit), another unit, which sends it, or `STORE`."""
+    """Who holds it when the step begins, int32[P]: the unit itself (a hit), another unit, which sends it, or
+    `STORE`."""
     keeper: np.ndarray
     """Who holds it when the step ends, int32[P]: the source, the unit, or nobody, -1."""
 
@@ -62,13 +68,15 @@ class Epoch:
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Who reads, keeps and uses which sample, for a whole training: a pure function of these settings.
 
-    It is computed epoch by epoch, where it is needed; two epochs are in memory at a time. Every rank computes the same plan.
+    It is computed epoch by epoch, where it is needed; two epochs are in memory at a time. Every rank computes the same
+    plan.
 
     `num_slots` counts the samples that a rank's buffer holds. What is read ahead needs memory beside it.
 
-    With `batch_slack`, local batches may have up to so many samples more or fewer, where this evens out reads
-    or keeps samples from being sent: multiply the local loss by `Step.weight`. Without it, ranks that hold more of a step's samples
-    than a batch send the surplus to others, which happens where the buffers hold more than nine tenths of the samples.
+    With `batch_slack`, local batches may have up to so many samples more or fewer, where this evens out reads or keeps
+    samples from being sent: multiply the local loss by `Step.weight`. Without it, ranks that hold more of a step's
+    samples than a batch send the surplus to others, which happens where the buffers hold more than nine tenths of the
+    samples.
 
     Raises:
         UsageError: a number is out of range, or no step is left.
@@ -153,14 +161,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return min(self.num_units * self.unit_slots, used)
 
     def epochs(self, start: int = 0) -> Iterator[Epoch]:
-        """Yield the epochs from `start` on; those before are planned too, for a plan goes on where the last epoch ended."""
+        """Yield the epochs from `start` on; those before are planned too, since each starts where the last one ended."""
         planner = _Planner(self)
         for number in range(self.num_epochs):
             epoch = planner.next()
             if number >= start:
                 yield epoch
 
-    def rank(self, rank: int, *, start: tuple[int, int] = (0, 0)):  # noqa: ANN201 (imported below)
+    def rank(self, rank: int, *, start: tuple[int, int] = (0, 0)) -> RankPlan:
         """Return what one rank does, step by step, from (epoch, step) on.
 
         Raises:

@@ -3,9 +3,9 @@
 For studies and comparison; training follows `trimtab.data.plan`. Every rank has a buffer of its own. Policies see the
 next epoch, and so does Belady's rule: a sample that the next epoch leaves out counts as used after all others.
 
-Sources: SOLAR, arXiv 2211.00224; NoPFS, "Clairvoyant Prefetching for Distributed Machine Learning I/O", SC 2021, arXiv 2101.08734;
-Belady, "A Study of Replacement Algorithms for a Virtual-Storage Computer", IBM Systems Journal 5 (1966). All are written
-anew from what is published; inner steps that SOLAR leaves open are reconstructed.
+Sources: SOLAR, arXiv 2211.00224; NoPFS, "Clairvoyant Prefetching for Distributed Machine Learning I/O", SC 2021, arXiv
+2101.08734; Belady, "A Study of Replacement Algorithms for a Virtual-Storage Computer", IBM Systems Journal 5 (1966).
+All are written anew from what is published; inner steps that SOLAR leaves open are reconstructed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,22 @@ from trimtab.data.tally import Tally, tally
 from trimtab.errors import UsageError
 
 _MOST_CELLS = 2**31  # of the table of uses that `pooled` makes
+
+
+def unbuffered(plan: Plan) -> list[Tally]:
+    """Count a DistributedSampler's batches where every sample is read each time."""
+    sizes = plan.shuffle.sizes.astype(np.int64)
+    reads, uses = int(sizes.sum()), plan.num_ranks * int(sizes.sum())
+    epoch = Tally(
+        num_steps=len(sizes),
+        num_uses=uses,
+        num_reads=uses,
+        slowest_reads=reads,
+        least_slowest_reads=reads,
+        largest_batches=reads,
+        largest_batch=int(sizes.max()),
+    )
+    return [epoch] * plan.num_epochs
 
 
 def stock(plan: Plan, *, rule: str) -> list[Tally]:
@@ -45,8 +61,9 @@ def stock(plan: Plan, *, rule: str) -> list[Tally]:
 def remap(plan: Plan, *, rule: str, equal: str, order: Sequence[int] | None = None) -> list[Tally]:
     """Count batches whose samples go to the rank that holds them, with a cache on each rank.
 
-    With ``equal="batches"``, what does not fit into its holder's batch is read again elsewhere; with ``equal="reads"``, which is the
-    paper's way, batches grow as they have to, and ranks read equally many. Epochs may come in another `order`.
+    With ``equal="batches"``, what does not fit into its holder's batch is read again elsewhere; with
+    ``equal="reads"``, which is the paper's way, batches grow as they have to, and ranks read equally many. Epochs may
+    come in another `order`.
     """
     shuffle, offsets = plan.shuffle, plan.shuffle.offsets
     order = range(plan.num_epochs) if order is None else order
@@ -68,8 +85,8 @@ def remap(plan: Plan, *, rule: str, equal: str, order: Sequence[int] | None = No
 def pooled(plan: Plan) -> list[Tally]:
     """Count a DistributedSampler's batches with a buffer that all ranks share over the network, as NoPFS does.
 
-    A rank keeps what it uses most often during the training, as far as no other rank keeps it; the rest of its batch is sent by
-    other ranks, or read. Sent, too, is what another rank keeps of what is read in the first epoch.
+    A rank keeps what it uses most often during the training, as far as no other rank keeps it; the rest of its batch
+    is sent by other ranks, or read. Sent, too, is what another rank keeps of what is read in the first epoch.
 
     Raises:
         UsageError: there are too many samples and ranks to count all uses.
@@ -101,10 +118,10 @@ def pooled(plan: Plan) -> list[Tally]:
 def epoch_order(plan: Plan, *, rounds: int = 20) -> list[int]:
     """Return the order of epochs in which each begins with as much as possible of what the last one ended with.
 
-    The paper's idea: the heaviest path through all epochs, an edge weighing as many samples as the end of one epoch and the
-    beginning of the other, both as long as the buffers, have in common. Found greedily, then improved by moving and
-    reversing stretches until nothing gains, `rounds` times over at most. A reproduction: it does not raise the number of hits that
-    can be reached, which no order does.
+    The paper's idea: the heaviest path through all epochs, an edge weighing as many samples as the end of one epoch
+    and the beginning of the other, both as long as the buffers, have in common. Found greedily, then improved by
+    moving and reversing stretches until nothing gains, `rounds` times over at most. A reproduction: it does not raise
+    the number of hits that can be reached, which no order does.
     """
     shuffle, num_epochs = plan.shuffle, plan.num_epochs
     held = min(plan.num_ranks * plan.unit_slots, plan.num_samples)

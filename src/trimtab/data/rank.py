@@ -15,9 +15,9 @@ from trimtab.errors import UsageError
 class Step:
     """One step of one rank. Arrays without a word on their length have one element a sample of the batch.
 
-    A loader does, in this order: take the samples from slots, from the store and from other ranks; send those that others
-    borrow; release slots; write samples into the slots that keep them. A slot is written once it was released, maybe by another rank
-    of the node in this step or before; no rank waits for a later step of another.
+    A loader does, in this order: take the samples from slots, from the store and from other ranks; send those that
+    others borrow; release slots; write samples into the slots that keep them. A slot is written once it was released,
+    maybe by another rank of the node in this step or before; no rank waits for a later step of another.
     """
 
     epoch: int
@@ -40,7 +40,8 @@ class Step:
     released: np.ndarray
     """Slots that this rank empties once the batch is taken and sent, int32[number emptied]."""
     weight: float
-    """What to multiply the mean loss of this batch by, before gradients are averaged over ranks; 1 for equal batches."""
+    """What to multiply the mean loss of this batch by, before gradients are averaged over ranks; 1 for equal
+    batches."""
 
     @property
     def reads(self) -> np.ndarray:
@@ -54,9 +55,10 @@ class RankPlan:
     Slots are numbered from 0 to ``plan.unit_slots - 1``, and all ranks of a node that start at the same step give
     a sample the same slot.
 
-    After a restart, buffers are empty, and the plan goes on as if they were not: `expected` says which samples it takes to
-    be where. A loader reads each of them when it is used for the first time, and leaves it in its slot. A training may so go on
-    with another number of ranks: from the same (epoch, step) of another plan with the same `Plan.stream_digest`.
+    After a restart, buffers are empty, and the plan goes on as if they were not: `expected` says which samples it
+    takes to be where. A loader reads each of them when it is used for the first time, and leaves it in its slot. A
+    training may so go on with another number of ranks: from the same (epoch, step) of another plan with the same
+    `Plan.stream_digest`.
     """
 
     def __init__(self, plan: Plan, rank: int, *, start: tuple[int, int] = (0, 0)) -> None:
@@ -65,7 +67,7 @@ class RankPlan:
         epoch, step = start
         if not (0 <= epoch < plan.num_epochs and 0 <= step < plan.num_steps):
             raise UsageError(
-                f"there is no step {step} of epoch {epoch}; there are {plan.num_epochs} epochs of {plan.num_steps} steps"
+                f"there is no step {step} of epoch {epoch}, but {plan.num_epochs} epochs of {plan.num_steps} steps"
             )
         self.plan, self.rank, self.start = plan, rank, start
         self._unit, self._local = divmod(rank, plan.ranks_per_node)
@@ -136,7 +138,7 @@ class RankPlan:
         )
 
     def _deal(self, epoch: Epoch, number: int, unit: int) -> np.ndarray:
-        """Return which of its ranks uses each sample of a unit's batch: all alike, and what is not at hand in equal parts."""
+        """Return which of its ranks uses each sample of a unit's batch: equal parts, also of what is not at hand."""
         positions, num_ranks = _positions(epoch, number, unit), self.plan.ranks_per_node
         at_hand = epoch.source[positions] == unit
         order = np.lexsort((epoch.samples[positions], at_hand))  # by sample numbers: a rank reads what lies together

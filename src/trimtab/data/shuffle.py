@@ -28,12 +28,12 @@ def permutation(num_samples: int, seed: int) -> np.ndarray:
 class Shuffle(msgspec.Struct, frozen=True, kw_only=True):
     """The global batches of every epoch: those of a DistributedSampler with this seed, under a DataLoader on each rank.
 
-    With `drop_last` (of both) an epoch has ``num_samples // (num_ranks * batch_size)`` steps and leaves out the samples
-    behind them. Without it, the last batch may be smaller, and up to ``num_ranks - 1`` samples of the epoch's beginning are
-    repeated at its end, so that all ranks take equally many.
+    With `drop_last` (of both) an epoch has ``num_samples // (num_ranks * batch_size)`` steps and leaves out the
+    samples behind them. Without it, the last batch may be smaller, and up to ``num_ranks - 1`` samples of the epoch's
+    beginning are repeated at its end, so that all ranks take equally many.
 
-    The batch of step t is ``samples[t * G : (t + 1) * G]`` with ``G = num_ranks * batch_size``, however many ranks share it, but
-    for the repeated samples.
+    The batch of step t is ``samples[t * G : (t + 1) * G]`` with ``G = num_ranks * batch_size``, however many ranks
+    share it, but for the repeated samples.
     """
 
     num_samples: int
@@ -53,8 +53,8 @@ class Shuffle(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
         if self.drop_last and self.global_batch > self.num_samples:
             raise UsageError(
-                f"a step of {self.num_ranks} ranks takes {self.global_batch} samples, and there are {self.num_samples}: "
-                "with drop_last nothing is left"
+                f"a step of {self.num_ranks} ranks takes {self.global_batch} samples, and there are "
+                f"{self.num_samples}: with drop_last nothing is left"
             )
         if self.global_batch >= 2**31:
             raise UsageError(f"a step takes {self.global_batch} samples; at most 2^31 - 1 are planned")
@@ -85,7 +85,7 @@ class Shuffle(msgspec.Struct, frozen=True, kw_only=True):
         return np.concatenate([[0], np.cumsum(self.num_ranks * self.sizes.astype(np.int64))])
 
     def samples(self, epoch: int) -> np.ndarray:
-        """Return the samples of an epoch in order, int32: with the repeated ones, and with those that `drop_last` drops."""
+        """Return the samples of an epoch in order, int32: also those that are repeated, or dropped by `drop_last`."""
         drawn = permutation(self.num_samples, self.seed + epoch)
         if self.drop_last or (missing := -self.num_samples % self.num_ranks) == 0:
             return drawn

@@ -1,4 +1,4 @@
-"""Caches replayed over a known sequence of uses, fast: see ref.py. Each unit's samples stand in a heap, largest key first."""
+"""Caches replayed over a known sequence of uses, fast: see ref.py. Units keep samples in heaps, largest key first."""
 
 from __future__ import annotations
 

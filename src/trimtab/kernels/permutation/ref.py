@@ -1,8 +1,8 @@
 """Random permutations from given draws, the specification.
 
-The samples start in order. For i = 0, 1, ..., the sample at place i changes places with the one at
-``i + draws[i] % (n - i)`` (Fisher and Yates). With the 32-bit draws of a Mersenne Twister this is `torch.randperm` on the
-CPU, for fewer than 2^32 / 20 samples.
+The samples start in order. For i = 0, 1, ..., the sample at place i changes places with the one at ``i + draws[i] % (n
+- i)`` (Fisher and Yates). With the 32-bit draws of a Mersenne Twister this is `torch.randperm` on the CPU, for fewer
+than 2^32 / 20 samples.
 """
 
 from __future__ import annotations

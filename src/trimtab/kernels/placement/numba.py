@@ -158,9 +158,9 @@ def place(
                 row, wanted, most = counts[s], target[s], i32(0)
                 for other in range(num_units):
                     lacking = i32(wanted - row[other])
-                    if lacking > most and quota[other] > 0 and free[other] > 0:
-                        if not needs_room or free[other] > coming[other]:
-                            taker, most = other, lacking
+                    possible = quota[other] > 0 and free[other] > (coming[other] if needs_room else i64(0))
+                    if lacking > most and possible:
+                        taker, most = other, lacking
             if taker < 0:
                 rest[num_left] = (i64(sample) << 32) | position
                 num_left += 1
@@ -194,7 +194,12 @@ def place(
             unit[position] = reader
             coming[reader] -= 1
             s = following[sample]
-            if decide and position < num_distinct and s < num_steps and free[reader] * num_read > coming[reader] * num_worth:
+            if (
+                decide
+                and position < num_distinct
+                and s < num_steps
+                and free[reader] * num_read > coming[reader] * num_worth
+            ):
                 keeper[position] = reader
                 owner[sample] = reader
                 counts[s, reader] += i32(1)

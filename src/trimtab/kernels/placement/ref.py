@@ -1,15 +1,15 @@
 """Which unit uses a sample, and which keeps it for the next epoch: SOLAR's placement, the specification.
 
-A *unit* is a rank, or the ranks of a node that share a buffer. Each has ``slots`` places for samples. An epoch is an array of
-``samples`` (int32) cut into steps by ``offsets`` (int64[S + 1]); in step t, each of U units takes ``(offsets[t + 1] -
-offsets[t]) / U`` samples. ``owner`` (int32[N]) says which unit holds a sample, -1 none. Whoever holds a sample uses it: a hit.
-What nobody holds is read from the store by some unit.
+A *unit* is a rank, or the ranks of a node that share a buffer. Each has ``slots`` places for samples. An epoch is an
+array of ``samples`` (int32) cut into steps by ``offsets`` (int64[S + 1]); in step t, each of U units takes
+``(offsets[t + 1] - offsets[t]) / U`` samples. ``owner`` (int32[N]) says which unit holds a sample, -1 none. Whoever
+holds a sample uses it: a hit. What nobody holds is read from the store by some unit.
 
-Re-homing: a unit may forget a sample once it has used it, and keep one that it has just read instead. So as many samples are
-held at the end of an epoch as at its start, nothing is read for the sake of a better placement, and no slot is
-needed beside those: a unit forgets first and keeps later. The placement aims at ``target[s]`` samples in every unit for
-every step s of the next epoch, so that all units then read equally many: samples whose step has more than that in their unit
-are forgotten, and samples whose step has fewer are read, and kept, by the unit that lacks most.
+Re-homing: a unit may forget a sample once it has used it, and keep one that it has just read instead. So as many
+samples are held at the end of an epoch as at its start, nothing is read for the sake of a better placement, and no
+slot is needed beside those: a unit forgets first and keeps later. The placement aims at ``target[s]`` samples in every
+unit for every step s of the next epoch, so that all units then read equally many: samples whose step has more than
+that in their unit are forgotten, and samples whose step has fewer are read, and kept, by the unit that lacks most.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def shares(
     In step t, unit k holds ``held[t, k]`` (int32[S, U]) of its samples and nobody holds ``missing[t]`` (int32[S]).
     Batches have ``sizes[t]`` samples, or up to ``slack[t]`` (int32[S] both) more or fewer.
 
-    Written: ``room[t]`` (int32[S]), how many held samples a unit uses at most, the largest number with which batches can
-    stay within the slack; ``fetches[t, k]``, how many samples it reads, and ``loans[t, k]`` (int32[S, U]), how many it gets from
-    units that hold more than their room. As few as can be are read by the unit that reads most.
+    Written: ``room[t]`` (int32[S]), how many held samples a unit uses at most, the largest number with which batches
+    can stay within the slack; ``fetches[t, k]``, how many samples it reads, and ``loans[t, k]`` (int32[S, U]), how
+    many it gets from units that hold more than their room. As few as can be are read by the unit that reads most.
     """
     for t in range(len(sizes)):
         size, least, most = int(sizes[t]), int(sizes[t] - slack[t]), int(sizes[t] + slack[t])
@@ -85,19 +85,21 @@ def place(
 ) -> None:
     """Plan an epoch: who uses the sample at each position, who held it before, and who holds it afterwards.
 
-    ``following`` (int32[N]) is each sample's step in the next epoch, S for none; ``counts[s, k]`` (int32[S + 1, U]) of the samples
-    of step s are held by unit k, where ``target`` (int32[S + 1]) are wanted. ``room``, ``fetches`` and ``loans`` come from
-    `shares`. Positions from ``num_distinct`` on, all in the last step, repeat samples of the epoch; samples behind the last step
-    are not used. Without `decide`, as in the last epoch, holders stay as they are.
+    ``following`` (int32[N]) is each sample's step in the next epoch, S for none; ``counts[s, k]`` (int32[S + 1, U]) of
+    the samples of step s are held by unit k, where ``target`` (int32[S + 1]) are wanted. ``room``, ``fetches`` and
+    ``loans`` come from `shares`. Positions from ``num_distinct`` on, all in the last step, repeat samples of the
+    epoch; samples behind the last step are not used. Without `decide`, as in the last epoch, holders stay as they are.
 
-    Changed: ``counts``; ``owner``; ``free`` (int32[U]), the unused slots of each unit; ``fetches`` and ``loans``, which are used up.
-    Written, for each position (int32[P]): ``unit``, -1 behind the last step; ``source``, the unit that holds the sample when the step
-    begins, -1 where it is read; ``keeper``, the unit that holds it when the step ends, -1 for none: the source, the unit
-    or none.
+    Changed: ``counts``; ``owner``; ``free`` (int32[U]), the unused slots of each unit; ``fetches`` and ``loans``,
+    which are used up. Written, for each position (int32[P]): ``unit``, -1 behind the last step; ``source``, the unit
+    that holds the sample when the step begins, -1 where it is read; ``keeper``, the unit that holds it when the step
+    ends, -1 for none: the source, the unit or none.
 
     Order: samples that no step uses and holders can use are settled, position by position; then those to be read or
-    lent find the unit, if any, that lacks most samples of their step (the first of equals); the rest goes to units in the
-    order of sample numbers, so that a unit reads what lies together; so that no slot stays empty, units keep of it what they must.
+    lent find the unit, if any, that lacks most samples of their step (the first of equals); the rest goes to units in
+    the order of sample numbers, so that a unit reads what lies together; so that no slot stays empty, units keep of it
+    what they must. A unit forgets no more than it can replace by what it still reads, which counts by the part
+    of all reads of the epoch that the next one uses.
     """
     num_steps, num_units = fetches.shape
     coming = fetches.sum(axis=0)  # samples that a unit will still read in this epoch
@@ -108,7 +110,7 @@ def place(
 
     def forget(position: int, sample: int, k: int) -> None:
         s = following[sample]
-        first = counts[num_steps, k] if s < num_steps else 0  # samples that the next epoch does not use are forgotten first
+        first = counts[num_steps, k] if s < num_steps else 0  # what the next epoch does not use is forgotten first
         if decide and counts[s, k] > target[s] and int(free[k] + first) * num_read < coming[k] * num_worth:
             owner[sample] = keeper[position] = -1
             counts[s, k] -= 1
@@ -151,7 +153,9 @@ def place(
             s, k = int(following[sample]), int(source[position])
             quota = fetches[t] if k < 0 else loans[t]
             lacking = np.where((quota > 0) & (free > 0), target[s] - counts[s], 0)
-            if k >= 0 and free[k] >= coming[k]:  # a slot that nothing would fill is given up for one that nothing would fill
+            if (
+                k >= 0 and free[k] >= coming[k]
+            ):  # a slot that nothing would fill is given up for one that nothing would fill
                 lacking[free <= coming] = 0
             taker = int(lacking.argmax())
             if not decide or position >= num_distinct or lacking[taker] <= 0:
