@@ -12,21 +12,21 @@ def solar_plan_tables(record: Record) -> str:
     """Return what is read and how evenly, beside other policies, and how long planning takes."""
     shape = record.data["shape"]
     parts = [
-        f"{shape['num_samples']:,} samples, {shape['num_ranks']} ranks, {shape['batch_size']} samples of each rank in a "
-        "step, 20 epochs where no other number is given. All is counted exactly, from the shuffles of torch's "
+        f"{shape['num_samples']:,} samples, {shape['num_ranks']} ranks, {shape['batch_size']} samples of each rank in "
+        "a step, 20 epochs where no other number is given. All is counted exactly, from the shuffles of torch's "
         "DistributedSampler. *Buffers* are those of all ranks together, as parts of the data.",
         "**Hit rates**, over all epochs, the cold one included / reads a step of the slowest rank / samples of the "
         "largest batch, both on average / samples sent between ranks, of all",
         _policies(record),
         "No policy can read less than the bound. SOLAR's plan reads as little, keeps batches equal, and sends nothing "
-        "but where buffers hold nearly all. Searching for an order of the epochs, as in the paper, leaves the hit rate as "
-        "it is, and must: buffers that hold C samples allow C hits an epoch, in any order.",
-        "**Evenness**, epochs after the first: reads a step of the slowest rank; of a rank if the reads of each step were "
-        "shared out in whole samples; the same in fractions of samples",
+        "but where buffers hold nearly all. Searching for an order of the epochs, as in the paper, leaves the hit rate "
+        "as it is, and must: buffers that hold C samples allow C hits an epoch, in any order.",
+        "**Evenness**, epochs after the first: reads a step of the slowest rank; of a rank if the reads of each step "
+        "were shared out in whole samples; the same in fractions of samples",
         _evenness(record),
         _small_batches(record),
-        "**Close to all samples**, ranks with a buffer each or eight to a node: reads a step of the slowest rank beyond "
-        "whole samples / samples sent between nodes, of all",
+        "**Close to all samples**, ranks with a buffer each or eight to a node: reads a step of the slowest rank "
+        "beyond whole samples / samples sent between nodes, of all",
         _nodes(record),
         "**All samples held**: what does not fit into its holder's batch is sent, or makes batches larger",
         _surplus(record),
@@ -118,13 +118,14 @@ def _paper_shapes(record: Record) -> list[str]:
         for name in _parts(record, "paper", 0)
     ]
     return [
-        "**At sizes as the paper's**, 32 ranks: hit rate of SOLAR's plan over 20 epochs / of a DistributedSampler with an "
-        "LRU cache of the same size / how many times fewer reads than without buffers are possible at all, over 100 epochs",
+        "**At sizes as the paper's**, 32 ranks: hit rate of SOLAR's plan over 20 epochs / of a DistributedSampler with "
+        "an LRU cache of the same size / how many times fewer reads than without buffers are possible at all, over 100 "
+        "epochs",
         markdown(["buffers", *helds], rows),
         "The paper reports up to 24.4 times the speed of PyTorch's DataLoader. Fewer reads alone cannot bring that "
-        "unless buffers hold nearly all samples: over 100 epochs 96.9 % of them, over 20 not even all. Otherwise it takes "
-        "what is not counted here: requests at once, large and in order, and behind the computation. With half of the "
-        "data in memory, fewer reads bring a factor of 2 at most.",
+        "unless buffers hold nearly all samples: over 100 epochs 96.9 % of them, over 20 not even all. Otherwise it "
+        "takes what is not counted here: requests at once, large and in order, and behind the computation. With half of "
+        "the data in memory, fewer reads bring a factor of 2 at most.",
     ]
 
 

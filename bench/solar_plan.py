@@ -185,24 +185,28 @@ def _paper_shapes() -> dict[str, Metric]:
 def _times(options: Options) -> dict[str, Metric]:
     """Return what planning takes, in the worst of several buffers."""
     metrics = {}
+    _timed(_plan(SMALL, 0.5))  # compiles, where it must
     for name, shape in LARGE.items():
         if options.quick:
             shape = {**shape, "num_samples": 2000, "num_ranks": 4, "num_epochs": 2}
         for held in LARGE_HELD:
-            settings = msgspec.to_builtins(_plan(shape, held))
-            command = [sys.executable, "-c", _PLAN, json.dumps(settings)]
-            found = []
-            for _ in range(min(options.num_rounds, NUM_LARGE_ROUNDS) + 1):  # the first compiles, where it must
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                found.append([float(number) for number in done.stdout.split()])
-            metrics[f"time/{name}/{held}/seconds"] = metric([seconds for seconds, _ in found[1:]], "s")
-            metrics[f"time/{name}/{held}/memory"] = metric([memory for _, memory in found[1:]], "MiB")
+            found = [_timed(_plan(shape, held)) for _ in range(min(options.num_rounds, NUM_LARGE_ROUNDS))]
+            metrics[f"time/{name}/{held}/seconds"] = metric([seconds for seconds, _ in found], "s")
+            metrics[f"time/{name}/{held}/memory"] = metric([memory for _, memory in found], "MiB")
     return metrics
+
+
+def _timed(plan: Plan) -> tuple[float, float]:
+    """Plan in a process of its own; return the CPU seconds that planning took, and the largest memory of the process."""
+    command = [sys.executable, "-c", _PLAN, json.dumps(msgspec.to_builtins(plan))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds, memory = done.stdout.split()
+    return float(seconds), float(memory)
 
 
 def _bars(metrics: dict[str, Metric]) -> list[Bar]:
     def worst(keys: Sequence[str]) -> float:
-        return max((metrics[key].value for key in keys if key in metrics), default=0.0)
+        return max(metrics[key].value for key in keys)
 
     over = [f"bound/{epochs}/{held}/over" for epochs in NUM_EPOCHS for held in BAR_HELD]
     over += [key for key in metrics if key.startswith("paper/") and key.endswith("/over")]

@@ -161,7 +161,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return min(self.num_units * self.unit_slots, used)
 
     def epochs(self, start: int = 0) -> Iterator[Epoch]:
-        """Yield the epochs from `start` on; those before are planned too, since each starts where the last one ended."""
+        """Yield the epochs from `start` on; those before are planned too, since each follows from the last."""
         planner = _Planner(self)
         for number in range(self.num_epochs):
             epoch = planner.next()

@@ -70,7 +70,7 @@ def remap(plan: Plan, *, rule: str, equal: str, order: Sequence[int] | None = No
     caches, length = _Caches(plan, num_units=plan.num_ranks), int(offsets[-1])
     found, samples = [], shuffle.samples(order[0])[:length]
     for number, following in enumerate([*order[1:], None]):
-        later = None if following is None else shuffle.samples(following)[:length]
+        later = shuffle.samples(following)[:length] if following is not None else samples[:0]
         if rule == "lru":
             keys = -(number * length + np.arange(length))
         else:
@@ -205,10 +205,8 @@ def _next_uses(samples: np.ndarray) -> np.ndarray:
     return following
 
 
-def _uses(samples: np.ndarray | None, num_samples: int) -> np.ndarray:
+def _uses(samples: np.ndarray, num_samples: int) -> np.ndarray:
     """Return the first position of each sample, int64; a sample without one comes after all others."""
-    length = 0 if samples is None else len(samples)
-    positions = length + np.arange(num_samples)
-    if samples is not None:
-        positions[samples[::-1]] = np.arange(length)[::-1]
+    positions = len(samples) + np.arange(num_samples)
+    positions[samples[::-1]] = np.arange(len(samples))[::-1]
     return positions

@@ -19,7 +19,7 @@ MOST_SAMPLES = 2**32 // 20
 def permutation(num_samples: int, seed: int) -> np.ndarray:
     """Return what ``torch.randperm`` returns with a generator that was seeded with `seed`, as int32[num_samples]."""
     bits = np.random.MT19937()
-    bits.state = np.random.RandomState(seed & 0xFFFFFFFF).get_state(legacy=False)
+    np.random.RandomState(bits).seed(seed & 0xFFFFFFFF)  # sets the state of `bits` as torch does
     samples = np.empty(num_samples, np.int32)
     kernels.load("permutation").shuffle(bits.random_raw(num_samples), samples)
     return samples
