@@ -124,7 +124,7 @@ def _paper_shapes(record: Record) -> list[str]:
         markdown(["buffers", *helds], rows),
         "The paper reports up to 24.4 times the speed of PyTorch's DataLoader. Fewer reads alone cannot bring that "
         "unless buffers hold nearly all samples: over 100 epochs 96.9 % of them, over 20 not even all. Otherwise it "
-        "takes what is not counted here: requests at once, large and in order, and behind the computation. With half of "
+        "takes what is not counted here: requests at once, large and in order, and behind computation. With half of "
         "the data in memory, fewer reads bring a factor of 2 at most.",
     ]
 

@@ -197,7 +197,7 @@ def _times(options: Options) -> dict[str, Metric]:
 
 
 def _timed(plan: Plan) -> tuple[float, float]:
-    """Plan in a process of its own; return the CPU seconds that planning took, and the largest memory of the process."""
+    """Plan in a process of its own; return its CPU seconds, and the largest memory of the process in MiB."""
     command = [sys.executable, "-c", _PLAN, json.dumps(msgspec.to_builtins(plan))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds, memory = done.stdout.split()

@@ -73,6 +73,8 @@ class Job:
                     assert slot not in self.buffers[rank // per_node]
                     assert slot < self.plan.unit_slots
                     self.buffers[rank // per_node][slot] = sample
+            inside = [sample for buffer in self.buffers for sample in buffer.values()]
+            assert len(inside) == len(set(inside))
             total = sum(len(step.samples) for step in steps)
             assert sum(step.weight for step in steps) == pytest.approx(self.plan.num_ranks)
             for step in steps:
@@ -117,12 +119,17 @@ def make(nodes: int, held: float, **settings) -> Plan:
 def test_no_sample_is_lost_or_doubled(drawn):
     """Nor is a batch another than the sampler's, or a slot used twice; and reads are those that were counted."""
     plan = make(**drawn)
-    shuffle, job = plan.shuffle, Job(plan)
+    shuffle, job, epochs = plan.shuffle, Job(plan), plan.epochs(1)
     for epoch, step, samples, sizes in job.batches():
         theirs = shuffle.samples(epoch)[shuffle.offsets[step] : shuffle.offsets[step + 1]]
         assert Counter(samples.tolist()) == Counter(theirs.tolist())
         assert max(abs(size - shuffle.sizes[step]) for size in sizes) <= plan.batch_slack
         assert min(sizes) > 0
+        if step == plan.num_steps - 1 and epoch < plan.num_epochs - 1:
+            later = next(epochs)
+            first = slice(0, plan.num_samples)
+            for unit, buffer in enumerate(job.buffers):
+                assert set(buffer.values()) == set(later.samples[first][later.source[first] == unit].tolist())
     counted = sum(tallies(plan), Tally())
     assert job.reads == counted.num_reads
     assert counted.num_uses == plan.num_epochs * int(shuffle.offsets[-1])
