@@ -87,11 +87,12 @@ def place(
 ):  # fmt: skip
     num_steps, num_units = fetches.shape
     coming = np.zeros(num_units, i64)
-    for t in range(num_steps):
+    num_sure = num_steps - (num_distinct < offsets[num_steps])
+    for t in range(num_sure):
         for k in range(num_units):
             coming[k] += fetches[t, k]
     num_read, num_worth = coming.sum(), i64(0)
-    for position in range(min(offsets[num_steps], num_distinct)):
+    for position in range(offsets[num_sure]):
         sample = samples[position]
         num_worth += owner[sample] < 0 and following[sample] < num_steps
     for position in range(offsets[num_steps], samples.size):
@@ -130,7 +131,6 @@ def place(
             if repeated and k >= 0 and to_read[k] > 0:
                 unit[position] = k
                 to_read[k] -= i32(1)
-                coming[k] -= 1
             elif not repeated and k >= 0 and held[k] < room[t]:
                 unit[position] = k
                 held[k] += 1
@@ -152,7 +152,8 @@ def place(
             position = rest[i]
             sample = samples[position]
             s, k, taker = following[sample], source[position], -1
-            if decide and position < num_distinct and target[s] > 0:
+            settled = position >= num_distinct or (k >= 0 and t >= num_sure)
+            if decide and not settled and target[s] > 0:
                 quota = to_read if k < 0 else to_borrow
                 needs_room = k >= 0 and free[k] >= coming[k]
                 row, wanted, most = counts[s], target[s], i32(0)
@@ -170,7 +171,7 @@ def place(
                 free[k] += i32(1)
                 to_borrow[taker] -= i32(1)
             else:
-                coming[taker] -= 1
+                coming[taker] -= t < num_sure
                 to_read[taker] -= i32(1)
             unit[position] = taker
             keeper[position] = taker
@@ -192,7 +193,7 @@ def place(
                 reader += 1
             to_read[reader] -= i32(1)
             unit[position] = reader
-            coming[reader] -= 1
+            coming[reader] -= t < num_sure
             s = following[sample]
             if (
                 decide

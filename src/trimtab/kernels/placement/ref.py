@@ -102,8 +102,10 @@ def place(
     of all reads of the epoch that the next one uses.
     """
     num_steps, num_units = fetches.shape
-    coming = fetches.sum(axis=0)  # samples that a unit will still read in this epoch
-    read = [x for x in samples[: min(offsets[num_steps], num_distinct)].tolist() if owner[x] < 0]
+    # where samples repeat, the last step is not relied on: some of what it reads is held, or read, elsewhere
+    num_sure = num_steps - (num_distinct < offsets[num_steps])
+    coming = fetches[:num_sure].sum(axis=0)  # samples that a unit will still read in this epoch
+    read = [x for x in samples[: offsets[num_sure]].tolist() if owner[x] < 0]
     # of so many samples that are read, so many are used in the next epoch, and thus worth keeping
     num_read = int(coming.sum())
     num_worth = sum(1 for x in read if following[x] < num_steps)
@@ -140,7 +142,6 @@ def place(
             if repeated and k >= 0 and fetches[t, k] > 0:
                 unit[position] = k
                 fetches[t, k] -= 1
-                coming[k] -= 1
             elif not repeated and k >= 0 and held[k] < room[t]:
                 unit[position] = k
                 held[k] += 1
@@ -158,14 +159,15 @@ def place(
             ):  # a slot that nothing would fill is given up for one that nothing would fill
                 lacking[free <= coming] = 0
             taker = int(lacking.argmax())
-            if not decide or position >= num_distinct or lacking[taker] <= 0:
+            settled = position >= num_distinct or (k >= 0 and t >= num_sure)
+            if not decide or settled or lacking[taker] <= 0:
                 left.append((sample, position))
                 continue
             if k >= 0:
                 counts[s, k] -= 1
                 free[k] += 1
             else:
-                coming[taker] -= 1
+                coming[taker] -= t < num_sure
             quota[taker] -= 1
             unit[position] = taker
             keep(position, sample, taker)
@@ -177,7 +179,7 @@ def place(
             unit[position] = k
             if borrowed:
                 continue
-            coming[k] -= 1
+            coming[k] -= t < num_sure
             used_again = position < num_distinct and following[sample] < num_steps
             if decide and used_again and int(free[k]) * num_read > coming[k] * num_worth:
                 keep(position, sample, k)
