@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.comm_tables import embedding_tables, encoders_table, sharded_tables, tensor_tables, wire_table
 from bench.contrastive_tables import contrastive_tables
+from bench.data_tables import solar_plan_tables
 from bench.markdown import markdown, ours_bold
 from trimtab.records import Record
 
@@ -473,6 +474,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "embedding": ("Recommendation models", embedding_tables),
     "encoders": ("Encoders of looked-up vectors, their costs", encoders_table),
     "contrastive": ("Contrastive training with small batches", contrastive_tables),
+    "solar_plan": ("Feeding training: SOLAR's plan", solar_plan_tables),
     "gpu": ("On a GPU", gpu_table),
 }
 """Benchmark -> title of its section, and its tables."""

@@ -6,6 +6,8 @@ import importlib
 import inspect
 import re
 
+import click
+
 from trimtab import kernels
 from trimtab.papers import Paper, load_papers
 
@@ -91,6 +93,10 @@ def command_help() -> str:
         assert command is not None, verb
         context = command.make_context(verb, [], parent=parent, resilient_parsing=True)
         parts += ["", f"## trimtab {verb}", "", _code(command.get_help(context))]
+        if isinstance(command, click.Group):
+            for name, inner in command.commands.items():
+                inner_context = inner.make_context(name, [], parent=context, resilient_parsing=True)
+                parts += ["", f"### trimtab {verb} {name}", "", _code(inner.get_help(inner_context))]
     return "\n".join(parts)
 
 

@@ -29,7 +29,7 @@ _HOMES = {
     "load": "store",
     "save": "store",
 }
-_MODULES = ("bounds", "codecs", "comm", "compact", "diagnose", "errors", "train", "tune")
+_MODULES = ("bounds", "codecs", "comm", "compact", "data", "diagnose", "errors", "train", "tune")
 _ADAPTERS = ("dcp", "hf", "numcodecs", "zarr")  # each needs another library, so `import *` leaves them out
 
 __all__ = [*_HOMES, *_MODULES]  # noqa: PLE0604 (the names are texts)
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from trimtab import codecs as codecs
     from trimtab import comm as comm
     from trimtab import compact as compact
+    from trimtab import data as data
     from trimtab import dcp as dcp
     from trimtab import diagnose as diagnose
     from trimtab import errors as errors

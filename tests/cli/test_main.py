@@ -20,7 +20,7 @@ from trimtab.cli import main, pack
 from trimtab.codecs import codec_ids
 from trimtab.store import encode
 
-VERBS = ["pack", "unpack", "inspect", "verify", "compare", "netlab", "doctor", "papers", "demo"]
+VERBS = ["pack", "unpack", "inspect", "verify", "compare", "netlab", "simulate", "doctor", "papers", "demo"]
 HEAVY = {"torch", "numba", "numpy", "matplotlib", "rich", "msgspec", "zarr", "h5py", "nibabel", "safetensors"}
 
 
@@ -31,14 +31,18 @@ def test_the_verbs_are_these(trimtab):
     assert listed == VERBS
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    "verb", [["simulate", "solar"] if verb == "simulate" else [verb] for verb in VERBS], ids=" ".join
+)
 def test_every_verb_has_help_and_json(trimtab, verb):
-    result = trimtab(verb, "--help")
+    result = trimtab(*verb, "--help")
     assert result.exit_code == 0
     assert "--json" in result.stdout
 
 
-@pytest.mark.parametrize("args", [[], ["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)])
+@pytest.mark.parametrize(
+    "args", [[], ["--help"], ["--version"], *([verb, "--help"] for verb in VERBS), ["simulate", "solar", "--help"]]
+)
 def test_help_imports_nothing_heavy(args):
     code = (
         "import sys, json\nfrom trimtab.cli import main\n"

@@ -1,0 +1,1 @@
+"""Caches replayed over a known sequence of uses: which samples they hold, and what is read anew."""

@@ -1,0 +1,1 @@
+"""Random permutations from given draws, as PyTorch makes them."""

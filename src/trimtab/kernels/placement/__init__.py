@@ -1,0 +1,1 @@
+"""Which rank uses a sample, and which keeps it for the next epoch."""
