@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "FastCLIP": "contrastive",
+    "accumulate": "accumulation",
 }
 
 __all__ = [*_HOMES]  # noqa: PLE0604 (the names are texts)
 
 if TYPE_CHECKING:
+    from trimtab.train.accumulation import accumulate as accumulate
     from trimtab.train.contrastive import FastCLIP as FastCLIP
 
 
