@@ -30,6 +30,26 @@ def wire_table(record: Record) -> str:
     return "\n\n".join([markdown(["", "bytes sent, of float32", *calls], rows), *notes])
 
 
+def contrastive_wire_table(record: Record) -> str:
+    """Return what each loss sends, as a share of what OpenCLIP's sends, a row for each number of ranks and size."""
+    subjects = list(dict.fromkeys(key.split("/")[0] for key in record.metrics))
+    names = list(dict.fromkeys(key.split("/")[1] for key in record.metrics))
+    rows = [
+        [
+            subject,
+            f"{record.metrics[f'{subject}/OpenCLIP/sent'].value / 1e6:.2f}",
+            *(f"{record.metrics[f'{subject}/{name}/share'].value:.3f}" for name in names if name != "OpenCLIP"),
+        ]
+        for subject in subjects
+    ]
+    heads = ["", "OpenCLIP, MB a step, all ranks", *(f"{name}, of it" for name in names if name != "OpenCLIP")]
+    notes = "\n".join(f"- {name}: {what}" for name, what in record.encoding["contenders"].items())
+    counted = (
+        "Bytes of the ranks' interfaces, for the features alone; gradients of parameters are the same for all losses."
+    )
+    return f"{counted}\n\n{markdown(heads, rows)}\n\n{notes}"
+
+
 def sharded_tables(record: Record) -> str:
     """Return the losses beside the paper's, and for each way what it sends and how long a step takes at each rate."""
     shape, plan, rates = record.architecture, record.optimization, record.inference["rates"]

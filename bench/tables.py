@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.comm_tables import embedding_tables, encoders_table, sharded_tables, tensor_tables, wire_table
+from bench.comm_tables import (
+    contrastive_wire_table,
+    embedding_tables,
+    encoders_table,
+    sharded_tables,
+    tensor_tables,
+    wire_table,
+)
 from bench.contrastive_tables import contrastive_tables
 from bench.data_tables import solar_plan_tables
 from bench.markdown import markdown, ours_bold
@@ -475,6 +482,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "encoders": ("Encoders of looked-up vectors, their costs", encoders_table),
     "contrastive": ("Contrastive training with small batches", contrastive_tables),
     "solar_plan": ("Feeding training: SOLAR's plan", solar_plan_tables),
+    "contrastive_wire": ("What contrastive losses send", contrastive_wire_table),
     "gpu": ("On a GPU", gpu_table),
 }
 """Benchmark -> title of its section, and its tables."""

@@ -11,11 +11,13 @@ _HOMES = {
     "BatchChoice": "batch",
     "largest_batch": "batch",
     "FastCLIP": "contrastive",
+    "accumulate": "accumulation",
 }
 
 __all__ = [*_HOMES]  # noqa: PLE0604 (the names are texts)
 
 if TYPE_CHECKING:
+    from trimtab.train.accumulation import accumulate as accumulate
     from trimtab.train.activations import COMET as COMET
     from trimtab.train.batch import BatchChoice as BatchChoice
     from trimtab.train.batch import largest_batch as largest_batch

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from trimtab.errors import NotFinite, UsageError
+from trimtab.errors import Corrupt, NotFinite, UsageError
 from trimtab.train.pairs import Pairs
 from trimtab.train.ranks import Ranks
 
@@ -63,27 +63,36 @@ class FastCLIP(nn.Module):
     """A contrastive loss that learns from small batches, called like open_clip's with the samples' indices added.
 
     >>> import torch, trimtab as tt
-    >>> loss = tt.train.FastCLIP(samples=1000, version="v3", decay_epochs=15)
+    >>> contrast = tt.train.FastCLIP(samples=1000, version="v3", decay_epochs=15)
     >>> image, text = (torch.nn.functional.normalize(torch.randn(8, 32)).requires_grad_() for _ in range(2))
-    >>> loss.set_epoch(0)  # at the start of each epoch
-    >>> loss(image, text, torch.tensor(14.3, requires_grad=True), torch.arange(8)).backward()
+    >>> contrast.set_epoch(0)
+    >>> contrast(image, text, torch.tensor(14.3, requires_grad=True), torch.arange(8)).backward()
 
     **Several ranks.** Each calls it with its own samples, and gradients are averaged over the ranks, as
-    DistributedDataParallel and FSDP do. The loss itself is not wrapped; its tables are the same on every rank.
+    DistributedDataParallel and FSDP do. The loss itself is not wrapped; its tables are the same on every rank::
 
-    **Accumulating gradients.** Either call it for each part of the batch and divide by the number of parts: only the
-    samples of a part are then compared. Or compute the features of all parts without gradients, call the loss on all of
-    them, and give each part, computed anew, its share of the features' gradient: the result is that of the whole batch.
+        model = DistributedDataParallel(model)  # returns image features, text features, logit scale
+        for epoch in range(num_epochs):
+            contrast.set_epoch(epoch)
+            for images, texts, index in batches:  # samplers must not repeat samples: drop_last=True
+                contrast(*model(images, texts), index).backward()
+
+    **The temperature.** In v0 and v3, learn the logarithm of the logit scale without weight decay, and keep the scale
+    at 100 or less; published for v3: rates of 2e-4 to 5e-5, a third of that once the temperature is below 0.03. In v1
+    and v2, the logit scale gets a gradient of zero.
+
+    **Accumulating gradients.** Call it for each part of a batch, and divide by the number of parts: then only samples
+    of one part are compared. Or let `trimtab.train.accumulate` compare all: this equals the whole batch at once.
 
     **State.** All of it is in `state_dict`: a run that is resumed repeats an uninterrupted one bit for bit. Saved on
     any one rank, it is loaded on all. A loss for more samples than were saved takes the additional ones as new.
 
-    In evaluation mode (`eval()`), the loss is that of the batch alone, no index is needed, and nothing is stored.
+    **Evaluation.** After `eval()` the loss is that of the batch alone, no index is needed, and nothing is stored.
 
     Args:
         samples: How many samples the indices number: 0 to `samples` - 1, the same in all epochs and after restarts.
         version: "v0" to "v3": see the table above.
-        rho: What holds the temperatures up (v2, v3); 7 for v2 and 6.5 for v3 as published for CC3M, 8.5 and 16 in v3
+        rho: What presses the temperatures down (v2, v3): the larger, the lower they end; 7 for v2 and 6.5 for v3 as published for CC3M, 8.5 and 16 in v3
             for larger sets.
         schedule: Of gamma: "cosine" falls from 1 to `gamma_min` over `decay_epochs`, "constant" is `gamma_min`; in
             either, gamma is 1 in epoch 0.
@@ -92,7 +101,7 @@ class FastCLIP(nn.Module):
         eps: Added to u in the loss; published: 1e-14, for the largest set 1e-6.
         temperature: The samples' temperatures at the start (v2).
         temperature_lr: The learning rate of the samples' temperatures (v2); published, `as_released`: 0.0133.
-        as_released: Compute the temperatures' gradients, and update them, as the published code does.
+        as_released: Compute the temperatures' gradients, and update those of samples, as the published code does.
         group: The ranks that compute the loss together; the default group if it is left out.
 
     Raises:
@@ -331,7 +340,7 @@ class FastCLIP(nn.Module):
         is_new = old.isneginf()
         if self.epoch == 0 and self.gamma_min < 1 and not is_new.any():
             # a warning is shown once a place, unless filters say otherwise
-            warnings.warn("samples come again in epoch 0, where gamma is 1: call set_epoch", stacklevel=4)
+            warnings.warn("samples come again in epoch 0, where gamma is 1: call set_epoch", stacklevel=5)
         kept = old + math.log1p(-gamma) if gamma < 1 else torch.full_like(old, -math.inf)
         return torch.where(is_new, log_g, torch.logaddexp(kept, log_g + math.log(gamma)))
 
@@ -385,15 +394,20 @@ class FastCLIP(nn.Module):
 
         Raises:
             UsageError: it is of another version, world size or number of samples.
+            Corrupt: its parts do not fit together.
         """
-        extra = state_dict.get(f"{prefix}{_EXTRA}")
-        if extra is not None:
-            state_dict = {**state_dict, **self._fitting(state_dict, prefix, extra)}
+        if f"{prefix}{_EXTRA}" in state_dict:
+            state_dict = {**state_dict, **self._fitting(state_dict, prefix)}
         super()._load_from_state_dict(state_dict, prefix, *others, **named)
 
-    def _fitting(self, state_dict: dict[str, Any], prefix: str, extra: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the tables of a state with a row for each of our samples."""
-        size = Ranks(self.group).size
+    def _fitting(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:
+        """Return the tables of a state, with a row for each of our samples."""
+        extra, size = state_dict[f"{prefix}{_EXTRA}"], Ranks(self.group).size
+        if not isinstance(extra, dict) or extra.keys() != self.get_extra_state().keys():
+            raise Corrupt(f"{prefix}{_EXTRA} is not what FastCLIP saves: {extra!r}")
+        numbers = [value for name, value in extra.items() if name != "version"]
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise Corrupt(f"{prefix}{_EXTRA} has no whole numbers from 0: {extra!r}")
         if extra["version"] != self.version:
             raise UsageError(f"the state is of FastCLIP {extra['version']}, this is {self.version}")
         if extra["samples"] > self.samples:
@@ -403,15 +417,17 @@ class FastCLIP(nn.Module):
                 f"the state was saved by {extra['world_size']} ranks, here are {size}, which would not repeat the run;"
                 f" to go on all the same, put {size} for 'world_size' into the state's {_EXTRA!r}"
             )
-        added = self._new_rows(self.samples - extra["samples"])
-        tables = {name: state_dict[f"{prefix}{name}"] for name in added if f"{prefix}{name}" in state_dict}
-        for name, table in tables.items():
-            if table.shape != (extra["samples"], *added[name].shape[1:]) or table.dtype != added[name].dtype:
-                raise UsageError(
-                    f"{name} of the state is {table.dtype} of shape {tuple(table.shape)}, which does not fit its"
-                    f" {extra['samples']} samples"
-                )
-        return {f"{prefix}{name}": torch.cat([table, added[name].to(table.device)]) for name, table in tables.items()}
+        found = {}
+        for name, rows in self._new_rows(self.samples - extra["samples"]).items():
+            table = state_dict.get(f"{prefix}{name}")
+            if table is None:
+                continue  # load_state_dict tells what is missing
+            if table.shape != (extra["samples"], *rows.shape[1:]) or table.dtype != rows.dtype:
+                raise Corrupt(f"{name} is {table.dtype} of shape {tuple(table.shape)}, for {extra['samples']} samples")
+            if table.isnan().any() or table.isposinf().any():
+                raise Corrupt(f"{name} has NaN or infinite values")
+            found[f"{prefix}{name}"] = torch.cat([table, rows.to(table.device)])
+        return found
 
 
 class _KnownGradients(torch.autograd.Function):
@@ -421,7 +437,7 @@ class _KnownGradients(torch.autograd.Function):
     def forward(ctx: Any, loss: Tensor, *inputs_and_gradients: Tensor | None) -> Tensor:
         inputs, gradients = inputs_and_gradients[:3], inputs_and_gradients[3:]
         ctx.save_for_backward(*gradients)
-        ctx.kinds = [None if x is None else (x.shape, x.dtype) for x in inputs]
+        ctx.kinds = [None if x is None else (x.shape, x.dtype, x.device) for x in inputs]
         return loss.clone()
 
     @staticmethod
@@ -429,7 +445,7 @@ class _KnownGradients(torch.autograd.Function):
     def backward(ctx: Any, *above: Any) -> Any:  # pyrefly: ignore[bad-override] (the decorator hides the names)
         (gradient,) = above
         found = [
-            None if kind is None else (gradient * known).reshape(kind[0]).to(kind[1])
+            None if kind is None else (gradient * known).reshape(kind[0]).to(kind[2], kind[1])
             for known, kind in zip(ctx.saved_tensors, ctx.kinds, strict=True)
         ]
         return None, *found, None, None, None
