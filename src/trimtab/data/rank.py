@@ -15,10 +15,10 @@ from trimtab.errors import UsageError
 class Step:
     """One step of one rank. Arrays without a word on their length have one element a sample of the batch.
 
-    A loader does, in this order: send the samples that others borrow; take those of the batch from slots, from the store
-    and from other ranks; release slots; write samples into the slots that keep them. A slot is written once it was
-    released, maybe by another rank of the node in this step or before, and read once it was written, in a step before; no
-    rank waits for a later step of another. Between steps, samples stay where they are, so steps may be prepared ahead.
+    A loader does, in this order: send the samples that others borrow; take those of the batch from slots, from the
+    store and from other ranks; release slots; write samples into the slots that keep them. A slot is written once it
+    was released, maybe by another rank of the node in this step or before, and read once it was written, in a step
+    before; no rank waits for a later step of another.
     """
 
     epoch: int

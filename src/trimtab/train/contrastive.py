@@ -92,8 +92,8 @@ class FastCLIP(nn.Module):
     Args:
         samples: How many samples the indices number: 0 to `samples` - 1, the same in all epochs and after restarts.
         version: "v0" to "v3": see the table above.
-        rho: What presses the temperatures down (v2, v3): the larger, the lower they end; 7 for v2 and 6.5 for v3 as published for CC3M, 8.5 and 16 in v3
-            for larger sets.
+        rho: What presses the temperatures down (v2, v3): the larger, the lower they end. Published for CC3M: 7 in v2
+            and 6.5 in v3; 8.5 and 16 in v3 for larger sets.
         schedule: Of gamma: "cosine" falls from 1 to `gamma_min` over `decay_epochs`, "constant" is `gamma_min`; in
             either, gamma is 1 in epoch 0.
         gamma_min: The least weight of a batch in the running estimates; published: 0.2, for the largest set 0.8.
