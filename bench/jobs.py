@@ -1,9 +1,10 @@
-"""Jobs on the ranks of a netlab whose results are kept: a command that was cut off goes on where it stopped."""
+"""Jobs, in one process or on the ranks of a netlab, whose results are kept: a command that was cut off goes on."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,11 +15,12 @@ from trimtab.comm.netlab import Netlab
 
 
 class Job(ABC):
-    """One job, or what it found. The ranks run `module`, which writes what it found as JSON to the file ``--out``."""
+    """One job, or what it found. It runs `module`, which writes what it found as JSON to the file ``--out``."""
 
     module: ClassVar[str]
-    nodes: ClassVar[int]
-    ranks_per_node: ClassVar[int]
+    nodes: ClassVar[int] = 0
+    """Of the netlab whose ranks all run the module; 0 for a single process without one."""
+    ranks_per_node: ClassVar[int] = 0
 
     @property
     @abstractmethod
@@ -36,9 +38,9 @@ class Job(ABC):
         """The arguments of each rank."""
 
     @property
-    @abstractmethod
     def link_rate(self) -> str | None:
         """The rate of the links, as `Netlab` takes it."""
+        return None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -57,6 +59,7 @@ class Job(ABC):
 
         Raises:
             CommandFailed: a rank failed.
+            subprocess.CalledProcessError: the single process failed.
         """
         found = self.found()
         if found is not None:
@@ -64,9 +67,13 @@ class Job(ABC):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         out = self.path.with_suffix(".part")
         command = [sys.executable, "-m", self.module, *self.arguments, "--out", str(out)]
-        with Netlab(nodes=self.nodes, ranks_per_node=self.ranks_per_node, rate=self.link_rate) as lab:
-            result = lab.run(command, timeout=7200).check()
-        found = json.loads(out.read_text()) | {"mode": result.mode}
+        mode = {}
+        if self.nodes:
+            with Netlab(nodes=self.nodes, ranks_per_node=self.ranks_per_node, rate=self.link_rate) as lab:
+                mode = {"mode": lab.run(command, timeout=7200).check().mode}
+        else:
+            subprocess.run(command, check=True)
+        found = json.loads(out.read_text()) | mode
         out.write_text(json.dumps({"settings": self.settings, "results": found}))
         out.replace(self.path)
         return found
