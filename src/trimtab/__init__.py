@@ -29,7 +29,7 @@ _HOMES = {
     "load": "store",
     "save": "store",
 }
-_MODULES = ("bounds", "codecs", "comm", "compact", "errors", "tune")
+_MODULES = ("bounds", "codecs", "comm", "compact", "errors", "train", "tune")
 _ADAPTERS = ("dcp", "hf", "numcodecs", "zarr")  # each needs another library, so `import *` leaves them out
 
 __all__ = [*_HOMES, *_MODULES]  # noqa: PLE0604 (the names are texts)
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from trimtab import errors as errors
     from trimtab import hf as hf
     from trimtab import numcodecs as numcodecs
+    from trimtab import train as train
     from trimtab import tune as tune
     from trimtab import zarr as zarr
     from trimtab.bounds import PSNR as PSNR

@@ -24,6 +24,9 @@ from trimtab.plain import Plain
 if TYPE_CHECKING:
     import torch
 
+_LOSSLESS = ("raw", "enec")
+"""Codecs that lose nothing, whatever the bound."""
+
 _PIECES_A_THREAD = 8  # pieces that one thread digests at a time: some hundred microseconds of work
 
 Framework = Literal["np", "pt"]
@@ -269,8 +272,7 @@ def encode(
         packed = codec.encode_difference(array, as_numpy(base))
     else:
         packed = codec.encode(array, bound)
-    pieces = make_codec(packed.header.codec).pieces(array)
-    return packed, checksum(packed.digests or _digests(pieces))
+    return packed, checksum(packed.digests or _decoded_digests(packed, array))
 
 
 def decode(
@@ -344,6 +346,13 @@ def _named(reader: Reader) -> str:
 
 def _alike(x: Array, base: Array) -> bool:
     return dtype_name(dtype_of(x)) == dtype_name(dtype_of(base)) and tuple(x.shape) == tuple(base.shape)
+
+
+def _decoded_digests(packed: Packed, x: np.ndarray) -> list[int]:
+    """Return the digests of what a decoder makes of `packed`, which is `x` itself unless its codec loses something."""
+    codec = make_codec(packed.header.codec)
+    lossless = isinstance(packed.header.bound, Lossless) or codec.id in _LOSSLESS
+    return _digests(codec.pieces(x if lossless else codec.decode(packed)))
 
 
 def _digests(pieces: Iterable[np.ndarray]) -> list[int]:

@@ -39,6 +39,7 @@ _CLASSES = {
     "gwlz": "trimtab.codecs.gwlz:GWLZ",
     "sparse": "trimtab.codecs.sparse:Sparse",
     "embedding": "trimtab.codecs.embedding:Embedding",
+    "blocks": "trimtab.codecs.blocks:Blocks",
 }
 
 

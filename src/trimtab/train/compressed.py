@@ -1,0 +1,472 @@
+"""The context in which what autograd saves is kept compressed.
+
+`torch.autograd.graph.saved_tensors_hooks` gives the tensors, a `torch.overrides.TorchFunctionMode` the function that
+saves them and the weight it does so with, so that modules and plain calls are treated alike. Functions that PyTorch
+runs inside another one, such as those of multi-head attention, are seen as that one.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+
+from trimtab.codecs import Codec
+from trimtab.errors import UsageError
+from trimtab.train.controller import Controller, Layer
+from trimtab.train.functions import Call, Kind, argument, kind_of, name_of, spread
+from trimtab.train.measures import Measures
+from trimtab.train.saved import Bounded, Exact, Places, Saved, ShapeOnly, Signs, TwoValued, Windows
+from trimtab.train.tally import Row, Tally
+
+if TYPE_CHECKING:
+    from trimtab.train.activations import COMET
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+_NOWHERE = Call("autograd function", Kind.OTHER, (), {})
+
+
+class _Watch(TorchFunctionMode):
+    """Tells the hooks which function is running."""
+
+    def __init__(self, owner: CompressedActivations) -> None:
+        super().__init__()
+        self._owner = owner
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self._owner._run(func, args, kwargs or {})
+
+
+class CompressedActivations:
+    """What `COMET` returns: enter it around training steps."""
+
+    def __init__(
+        self,
+        settings: COMET,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        *,
+        counting: bool = False,
+    ) -> None:
+        """Of `COMET`'s call; `counting` keeps everything as it is and counts bytes alone."""
+        self._counting = counting
+        self.settings, self.model, self._optimizer, self._scaler = settings, model, optimizer, scaler
+        _check_model(model)
+        if optimizer is not None:
+            _check_optimizer(model, optimizer)
+        self._codec = settings.make_codec()
+        if not isinstance(self._codec, Codec):
+            raise UsageError(f"expected a codec such as trimtab.codecs.Blocks(), got {self._codec!r}")
+        self._keeps_signs = bool(getattr(self._codec, "keeps_signs", False))
+        self._controller = Controller(settings.noise, settings.memory_ratio, settings.model)
+        self._layers: dict[str, Layer] = {}
+        self._of_weight: dict[int, tuple[weakref.ref, Layer | None]] = {}
+        self._kinds: dict[Any, tuple[str, Kind]] = {}
+        self._bounded: weakref.WeakValueDictionary[Any, Bounded] = weakref.WeakValueDictionary()
+        self._signs: weakref.WeakValueDictionary[Any, Signs] = weakref.WeakValueDictionary()
+        self._tally, self._done = Tally(), Tally()
+        self._call = _NOWHERE
+        self._pending: tuple[Any, Signs, Row] | None = None
+        self._stack: ExitStack | None = None
+        self._num_steps = 0
+        self._step_begun = False
+        self._backward_ran = True
+        self._measuring = False
+        self._measures = Measures()
+        self._windows: dict[Any, Windows] = {}
+        self._fixed: list[Tensor] = []
+        self._constants: set[int] = set()
+        self._always: bool | None = None
+
+    def twin(self, *, measuring: bool = True) -> CompressedActivations:
+        """Return another context of the same settings and bounds, for a step on trial, which it measures or not."""
+        other = CompressedActivations(self.settings, self.model, self._optimizer, self._scaler)
+        other._layers = {name: replace(layer) for name, layer in self._layers.items()}
+        other._always = measuring
+        return other
+
+    def measured_layers(self) -> dict[str, Layer]:
+        """Return the layers by the names of their weights, with what the last step measured."""
+        self._end_step()
+        return self._layers
+
+    # ---- the context
+
+    @property
+    def entered(self) -> bool:
+        return self._stack is not None
+
+    def __enter__(self) -> CompressedActivations:
+        if self._stack is not None:
+            raise UsageError("this context is entered already; leave it first, or make another with COMET(...)(model)")
+        self._backward_ran = True
+        self._stack = ExitStack()
+        self._stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack))
+        self._stack.enter_context(_Watch(self))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        stack, self._stack = self._stack, None
+        assert stack is not None
+        self._settle()
+        self._call = _NOWHERE
+        stack.__exit__(*error)
+
+    # ---- forward
+
+    def _run(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        found = self._kinds.get(func)
+        if found is None:
+            found = self._kinds[func] = name_of(func), kind_of(func)
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        outer, call = self._call, Call(*found, args, kwargs)
+        if call.kind is Kind.PRODUCT or call.kind is Kind.NORM:
+            self._find_layer(call)
+        self._call = call
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self._call = outer
+        if self._measuring and call.taken and call.layer is not None:
+            self._measures.watch(call, call.layer, result)
+        return result
+
+    def _find_layer(self, call: Call) -> None:
+        """Find out which layer the call is of, and why its input cannot be bounded, if so."""
+        call.input = argument(call.args, call.kwargs, 0, "input")
+        product = call.kind is Kind.PRODUCT
+        call.weight = argument(call.args, call.kwargs, 1 if product else 3, "weight")
+        key = call.weight if product or call.weight is not None else argument(call.args, call.kwargs, 1, "running_mean")
+        if not isinstance(key, Tensor) or not isinstance(call.input, Tensor):
+            call.reason = "has neither weight nor running mean"
+            return
+        if not product and self.settings.batch_norm == "exact":
+            call.reason = "as set"
+            return
+        known = self._of_weight.get(id(key))
+        if known is None or known[0]() is not key:
+            known = weakref.ref(key), self._make_layer(key, call.name)
+            self._of_weight[id(key)] = known
+        call.layer = known[1]
+        if call.layer is None:
+            call.reason = "its weight is no parameter of the model"
+
+    def _make_layer(self, key: Tensor, function: str) -> Layer | None:
+        for named in (self.model.named_parameters(), self.model.named_buffers()):
+            for name, tensor in named:
+                if tensor is key:
+                    return self._layers.setdefault(name, Layer(name.removesuffix(".weight"), function))
+        return None
+
+    def _pack(self, x: Tensor) -> Saved:
+        if isinstance(x, nn.Parameter):
+            return Exact(x)
+        call = self._call
+        if self._backward_ran and call is not _NOWHERE and call.name not in ("backward", "grad"):
+            self._begin_step()
+        if type(x) is not Tensor or x.layout is not torch.strided:
+            return self._keep(x, call, "a tensor of its own kind")
+        storage = x.untyped_storage()
+        if storage.data_ptr() in self._constants:
+            return Exact(x)
+        weak = StorageWeakRef(storage)
+        key = (weak, x.storage_offset(), x._version, x.shape, x.stride(), x.dtype)
+        if self._pending is not None and self._pending[0] != key:
+            self._settle()
+        kind = call.kind
+        if kind is Kind.OTHER or x.dtype.is_complex or self._counting:
+            return self._keep(x, call, "", weak)
+        if kind is Kind.PRODUCT or kind is Kind.NORM:
+            return self._pack_input(x, key, call)
+        if kind is Kind.MAX_POOL or kind is Kind.MEAN_POOL:
+            return self._pack_pool(x, key, call)
+        if x.nbytes < self.settings.min_bytes:
+            return self._keep(x, call, "small", weak)
+        if kind is Kind.RELU or kind is Kind.LEAKY_RELU:
+            return self._pack_signs(x, key, call)
+        if kind is Kind.CLAMP:
+            return self._pack_clamped(x, key, call)
+        return self._pack_dropout(x, key, call)
+
+    def _keep(self, x: Tensor, call: Call, reason: str, weak: StorageWeakRef | None = None) -> Exact:
+        """Keep a tensor as it is."""
+        if weak is None:
+            try:
+                weak = StorageWeakRef(x.untyped_storage())
+            except (NotImplementedError, RuntimeError):  # a kind of tensor without storage
+                return Exact(x)
+        row = self._tally.row(call.name, call.layer.name if call.layer else "")
+        self._tally.saw(weak, x, row)
+        num_bytes = self._tally.retains(weak, x)
+        self._tally.keep(row, f"exact: {reason}" if reason else "exact", num_bytes)
+        return Exact(x, num_bytes)
+
+    def _pack_input(self, x: Tensor, key: Any, call: Call) -> Saved:
+        layer, weight, storage = call.layer, call.weight, key[0]
+        if weight is not None and x.untyped_storage()._cdata == weight.untyped_storage()._cdata:
+            return Exact(x)  # a view of the weight
+        if call.input is None or not self._is_input(x, call):
+            return self._keep(x, call, "statistics" if call.kind is Kind.NORM else "a copy", storage)
+        if call.kind is Kind.PRODUCT and weight is not None and not weight.requires_grad:
+            self._tally.saw(storage, x, self._tally.row(call.name, layer.name if layer else ""))
+            return ShapeOnly(x)
+        call.taken = True
+        if layer is None:
+            return self._keep(x, call, call.reason, storage)
+        if x.nbytes < self.settings.min_bytes:
+            return self._keep(x, call, "small", storage)
+        if x.dtype not in _FLOATS:
+            return self._keep(x, call, f"{x.dtype} is not packed", storage)
+        if layer.bound is None or self._measuring:
+            layer.sample(x, self._codec, self.settings.initial_bound)
+        if layer.bound is None:
+            return self._keep(x, call, layer.reason, storage)
+        row = self._tally.row(call.name, layer.name)
+        self._tally.saw(storage, x, row, owns=True)
+        bounded = self._bounded.get(key)
+        if bounded is None:
+            signs = self._signs.get(key)
+            if self._pending is not None and self._pending[0] == key and self._keeps_signs:
+                self._pending = None
+            else:
+                self._settle()
+            mask = signs if signs is not None and not self._keeps_signs else None
+            bounded = Bounded(x, self._codec, layer.bound, mask)
+            self._bounded[key] = bounded
+            self._tally.keep(row, "bounded", bounded.num_bytes)
+            if signs is not None and self._keeps_signs:
+                self._tally.keep(self._tally.row("relu"), "signs", -signs.num_bytes)
+                signs.share(bounded)
+        elif layer.bound < bounded.bound:
+            self._tally.keep(row, "bounded", -bounded.num_bytes)
+            bounded.encode(x, layer.bound)
+            self._tally.keep(row, "bounded", bounded.num_bytes)
+        bounded.readers += 1
+        layer.num_values, layer.num_bytes = x.numel(), bounded.num_bytes
+        if self._measuring:
+            self._measures.error(x, bounded, layer)
+        return bounded
+
+    def _is_input(self, x: Tensor, call: Call) -> bool:
+        """Whether `x` is the call's input, or a cast or flattened copy of it, and not the cast of its weight."""
+        given, weight = call.input, call.weight
+        assert given is not None
+        if call.taken or x.numel() != given.numel() or not x.is_floating_point():
+            return False
+        if x.untyped_storage()._cdata == given.untyped_storage()._cdata:
+            return True
+        like_weight = weight is not None and x.shape in (weight.shape, weight.mT.shape if weight.dim() == 2 else None)
+        return not like_weight
+
+    def _pack_signs(self, x: Tensor, key: Any, call: Call) -> Saved:
+        row = self._tally.row(call.name)
+        self._tally.saw(key[0], x, row)
+        bounded = self._bounded.get(key)
+        if bounded is not None and self._keeps_signs:
+            bounded.readers += 1
+            return bounded
+        signs = self._signs.get(key)
+        if signs is None:
+            signs = self._signs[key] = Signs(x, nan=call.kind is Kind.RELU)
+            self._pending = key, signs, row
+        return signs
+
+    def _settle(self) -> None:
+        """Let go of the tensor whose signs are wanted."""
+        if self._pending is not None:
+            (_, signs, row), self._pending = self._pending, None
+            signs.settle()
+            self._tally.keep(row, "signs", signs.num_bytes)
+
+    def _pack_clamped(self, x: Tensor, key: Any, call: Call) -> Saved:
+        defaults = (0.0, 6.0) if call.name == "relu6" else (-1.0, 1.0)
+        low, high = (
+            float(argument(call.args, call.kwargs, n + 1, ("min_val", "max_val")[n], defaults[n])) for n in (0, 1)
+        )
+        if call.name == "relu6":
+            low, high = defaults
+        saved = TwoValued(x, (x > low) & (x < high), (high, (low + high) / 2))
+        return self._count(x, key, call, saved, "inside or outside")
+
+    def _pack_dropout(self, x: Tensor, key: Any, call: Call) -> Saved:
+        most = x.max().item()
+        where = x != 0
+        if x.is_floating_point() and not bool(((x == most) | ~where).all()):
+            return self._keep(x, call, "", key[0])
+        return self._count(x, key, call, TwoValued(x, where, (0, most)), "mask")
+
+    def _pack_pool(self, x: Tensor, key: Any, call: Call) -> Saved:
+        if x.is_floating_point():
+            call.plane = tuple(x.shape[2:] if x.dim() > 3 or call.name.endswith("1d") else x.shape[1:])
+            self._tally.saw(key[0], x, self._tally.row(call.name))
+            return ShapeOnly(x)
+        windows = None if x.nbytes < self.settings.min_bytes else self._windows_of(call, x)
+        saved = None if windows is None else Places.of(x, windows)
+        if saved is None:
+            return self._keep(x, call, "", key[0])
+        return self._count(x, key, call, saved, "places")
+
+    def _windows_of(self, call: Call, indices: Tensor) -> Windows | None:
+        """Return the windows of a pooling function; None where they are not all alike, or too large."""
+        if call.plane is None or call.name.startswith("adaptive"):
+            return None
+        num = int(call.name[len("max_pool")])
+        kernel = spread(argument(call.args, call.kwargs, 1, "kernel_size"), num)
+        given = argument(call.args, call.kwargs, 2, "stride")
+        stride = kernel if given is None or given == [] or given == () else spread(given, num)
+        padding = spread(argument(call.args, call.kwargs, 3, "padding", 0), num)
+        dilation = spread(argument(call.args, call.kwargs, 4, "dilation", 1), num)
+        if num == 1:  # is run as one of two axes
+            kernel, stride, padding, dilation = (1, *kernel), (1, *stride), (0, *padding), (1, *dilation)
+        outputs = tuple(indices.shape[-len(kernel) :])
+        if len(call.plane) != len(kernel) or math.prod(kernel) > 256:
+            return None
+        key = call.plane, outputs, kernel, stride, padding, dilation
+        found = self._windows.get(key)
+        if found is None:
+            found = self._windows[key] = Windows(*key)
+        return found
+
+    def _count(self, x: Tensor, key: Any, call: Call, saved: Saved, how: str) -> Saved:
+        row = self._tally.row(call.name)
+        self._tally.saw(key[0], x, row)
+        self._tally.keep(row, how, saved.num_bytes)
+        return saved
+
+    def _unpack(self, saved: Saved) -> Tensor:
+        self._backward_ran = True
+        return saved.restore()
+
+    # ---- measuring
+
+    def _begin_step(self) -> None:
+        self._end_step()
+        self._backward_ran = False
+        self._num_steps += 1
+        number, every = self._num_steps, self.settings.update_every
+        ramp = number < every and number & (number - 1) == 0
+        self._measuring = (ramp or number % every == 0) if self.settings.adaptive else number == 1
+        if self._always is not None:
+            self._measuring = self._always
+        if self._measuring or not self._fixed:
+            tensors = (*self.model.parameters(), *self.model.buffers())
+            self._fixed = [x for x in tensors if type(x) in (nn.Parameter, Tensor)]
+        self._constants = {x.untyped_storage().data_ptr() for x in self._fixed}
+        self._tally = Tally()
+
+    def _end_step(self) -> None:
+        """Take in what the last step measured, and choose bounds."""
+        if not self._num_steps:
+            return
+        self._done = self._tally
+        before, after = self._done.before, self._done.after
+        layers = self._layers.values()
+        if self._measuring:
+            self._measuring = False
+            self._measures.read(self._layers, self.model, self._optimizer, self._scaler)
+            if self.settings.adaptive:
+                self._controller.choose(layers, before, after)
+            elif self.settings.memory_ratio is not None:
+                self._controller.scale(layers, before, after)
+        elif self.settings.adaptive and self._controller.is_off(before, after):
+            self._controller.choose(layers, before, after)
+
+    # ---- what a user reads
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What the last finished step saved: all bytes, by function and by layer, with bounds and predicted noise."""
+        tally = self._tally if self._num_steps else self._done
+        before, after = tally.before, tally.after
+        layers = {}
+        for layer in self._layers.values():
+            row = tally.rows.get((layer.function, layer.name))
+            layers[layer.name] = {
+                "function": layer.function,
+                "before_bytes": row.before if row else 0,
+                "after_bytes": row.after if row else 0,
+                "kept_bytes": dict(row.kept) if row else {},
+                "error_bound": layer.bound,
+                "measured_bound": layer.measured_bound,
+                "mean_squared_error": layer.error,
+                "gradient_gain": layer.gain,
+                "predicted_sigma": layer.sigma if self.settings.model == "closed" else layer.paper_sigma,
+                "mean_abs_momentum": layer.momentum,
+                "mean_abs_gradient": layer.gradient,
+            }
+        return {
+            "steps": self._num_steps,
+            "saved_bytes_before": before,
+            "saved_bytes_after": after,
+            "ratio": before / after if after else 1.0,
+            "tolerance": self._controller.tolerance,
+            "functions": tally.functions(),
+            "layers": layers,
+            "peak_resident_bytes": resident_peak(),
+        }
+
+    def __repr__(self) -> str:
+        if not self._num_steps:
+            return "CompressedActivations(no step yet)"
+        report = self.report
+        tolerance = report["tolerance"]
+        return (
+            f"CompressedActivations({report['saved_bytes_before']} -> {report['saved_bytes_after']} bytes, "
+            f"ratio {report['ratio']:.2f}, {len(self._layers)} layers, "
+            f"tolerance {f'{tolerance:.3g}' if tolerance is not None else 'not chosen yet'}, step {self._num_steps})"
+        )
+
+    def check(self, loss: Callable[[], Tensor]) -> dict[str, dict[str, float]]:
+        """Compare the noise of the gradients with the prediction: one exact step and one compressed on the same batch.
+
+        `loss()` runs the forward pass and returns the loss; nothing but the gradients is asked of it, and the model's
+        buffers, its gradients and the global generators stay as they were. Returns for each layer the standard
+        deviation ``measured``, the ``predicted`` one, and the mean absolute ``gradient``.
+
+        Raises:
+            UsageError: called inside the context.
+        """
+        from trimtab.train.check import check
+
+        return check(self, loss)
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise UsageError(
+                f"module {name or type(module).__name__!r} went through torch.compile, which fuses the functions whose "
+                "saved tensors COMET tells apart; use it without torch.compile"
+            )
+
+
+def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UsageError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(id(parameter) in trained for parameter in model.parameters()):
+        raise UsageError("the optimizer has none of the model's parameters; pass the one that trains this model")
+
+
+def resident_peak() -> int:
+    """Return the largest memory that this process has had resident, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

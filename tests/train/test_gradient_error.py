@@ -1,0 +1,223 @@
+"""The noise that errors make in gradients is what the formulas say, and bounds follow from it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import trimtab as tt
+from tests.train.networks import images, resnet, vgg
+from trimtab.train import COMET
+from trimtab.train.gradient_error import Curve
+
+LAYERS = {
+    "linear": (nn.Linear(64, 48), (400, 64)),
+    "linear_3d": (nn.Linear(64, 48), (20, 20, 64)),
+    "conv": (nn.Conv2d(16, 24, 3), (8, 16, 14, 14)),
+    "conv_padded": (nn.Conv2d(16, 24, 5, padding=2), (8, 16, 8, 8)),
+    "conv_same": (nn.Conv2d(16, 24, 3, padding="same", dilation=2), (8, 16, 10, 10)),
+    "conv_strided": (nn.Conv2d(16, 24, 3, stride=2, padding=1, dilation=2), (8, 16, 14, 14)),
+    "conv_grouped": (nn.Conv2d(16, 32, 3, padding=1, groups=4), (8, 16, 14, 14)),
+    "conv_1d": (nn.Conv1d(16, 24, 9, padding=4), (16, 16, 30)),
+    "conv_3d": (nn.Conv3d(8, 8, 3, padding=1), (4, 8, 6, 6, 6)),
+    "conv_unbatched": (nn.Conv2d(16, 24, 3, padding=1), (16, 30, 30)),
+    "conv_transposed": (nn.ConvTranspose2d(16, 24, 3, stride=2, padding=1, output_padding=1), (8, 16, 10, 10)),
+    "conv_transposed_1d": (nn.ConvTranspose1d(16, 24, 4, dilation=2), (16, 16, 30)),
+    "batch_norm": (nn.BatchNorm2d(400), (8, 400, 6, 6)),
+    "batch_norm_1d": (nn.BatchNorm1d(400), (200, 400)),
+    "batch_norm_eval": (nn.BatchNorm2d(400).eval(), (8, 400, 6, 6)),
+}
+
+
+def ratio(found: dict[str, float]) -> float:
+    return found["measured"] / found["predicted"]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("bound", [1 / 16, 1 / 2])
+def test_noise_is_as_predicted(name, bound):
+    layer, shape = LAYERS[name]
+    torch.manual_seed(0)
+    x = torch.relu(torch.randn(shape) - 0.3) if not name.startswith("batch") else 3 * torch.randn(shape) + 1
+    with torch.no_grad():
+        weights = torch.randn(layer(x).shape)
+    (found,) = COMET(initial_bound=bound)(layer).check(lambda: (layer(x) * weights).sum()).values()
+    assert 0.9 < ratio(found) < 1.1
+
+
+def test_paper_form_of_noise():
+    layer, x = nn.Conv2d(16, 24, 3), torch.relu(torch.randn(8, 16, 14, 14))
+    (found,) = COMET(model="comet")(layer).check(lambda: layer(x).square().sum()).values()
+    assert 0.7 < ratio(found) < 1.4
+
+
+@pytest.mark.parametrize("make", [vgg, resnet])
+def test_every_layer_of_a_network(make):
+    torch.manual_seed(0)
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    comet = COMET(memory_ratio=6)(model, optimizer)
+    for step in range(9):
+        with comet:
+            train(model, step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    squares: dict[str, list[float]] = {}
+    for step in range(4):
+        for name, found in comet.check(lambda step=step: train(model, 100 + step)).items():
+            entry = squares.setdefault(name, [0.0, 0.0])
+            entry[0] += found["measured"] ** 2
+            entry[1] += found["predicted"] ** 2
+    assert len(squares) == sum(isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d) for m in model.modules())
+    off = {name: math.sqrt(measured / predicted) for name, (measured, predicted) in squares.items()}
+    # what few weights say of a standard deviation is itself uncertain: by 1 / sqrt(2 n)
+    sizes = {name.removesuffix(".weight"): p.numel() for name, p in model.named_parameters()}
+    assert all(abs(value - 1) < 0.15 + 2 / math.sqrt(2 * 4 * sizes[name]) for name, value in off.items()), off
+
+
+def train(model: nn.Module, seed: int) -> Tensor:
+    x, y = images(32, seed)
+    return F.cross_entropy(model(x), y)
+
+
+def test_check_leaves_everything_alone():
+    model = resnet()
+    comet = COMET()(model)
+    state = {name: x.clone() for name, x in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    assert comet.check(lambda: train(model, 0))
+    assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
+    assert torch.equal(generator, torch.get_rng_state())
+    assert all(p.grad is None for p in model.parameters())
+    assert comet.report["steps"] == 0
+    with comet, pytest.raises(tt.UsageError, match="leave the context"):
+        comet.check(lambda: train(model, 0))
+    with pytest.raises(tt.UsageError, match="finite"):
+        comet.check(lambda: train(model, 0) * float("nan"))
+    with pytest.raises(tt.UsageError, match="loss"):
+        comet.check(lambda: torch.zeros(()))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, None])
+@pytest.mark.parametrize("form", ["closed", "comet"])
+def test_bounds_give_the_noise_that_was_asked_for(optimizer, form):
+    torch.manual_seed(0)
+    model = vgg().eval()
+    options = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
+    optimizer = optimizer(model.parameters(), lr=1e-4, **options) if optimizer else None
+    comet = COMET(tolerance=0.05, model=form)(model, optimizer)
+    for _ in range(9):
+        with comet:
+            train(model, 0).backward()
+        if optimizer:
+            optimizer.step()
+        model.zero_grad()
+    comet.measured_layers()
+    for record in comet.report["layers"].values():
+        target = record["mean_abs_momentum"] if optimizer else record["mean_abs_gradient"]
+        assert (record["mean_abs_momentum"] is None) == (optimizer is None)
+        assert 0.7 < record["predicted_sigma"] / target / 0.05 < 1.3
+
+
+def test_memory_ratio_is_met_on_all_bytes():
+    model = resnet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    comet = COMET(memory_ratio=5)(model, optimizer)
+    for step in range(6):
+        with comet:
+            train(model, step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert step < 2 or 4.95 < comet.report["ratio"] < 5.3
+    assert comet.report["tolerance"] > 0
+
+
+def test_memory_ratio_that_cannot_be_met_says_so():
+    model = vgg()
+    comet = COMET(memory_ratio=1000)(model)
+    with comet:
+        train(model, 0).backward()
+    with pytest.warns(UserWarning, match=r"memory_ratio=1000 cannot be met"), comet:
+        train(model, 1).backward()
+    assert comet.report["ratio"] > 10
+    with comet:  # once
+        train(model, 1).backward()
+
+
+@pytest.mark.parametrize("memory_ratio", [None, 6])
+def test_fixed_schedule(memory_ratio):
+    model = vgg()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    comet = COMET(adaptive=False, memory_ratio=memory_ratio)(model, optimizer)
+    bounds = []
+    for step in range(5):
+        with comet:
+            train(model, step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        bounds.append([record["error_bound"] for record in comet.report["layers"].values()])
+    assert bounds[1:] == bounds[1:2] * 4
+    assert (bounds[0] == bounds[1]) == (memory_ratio is None)
+    if memory_ratio:
+        assert 5.5 < comet.report["ratio"] < 6.6
+
+
+def test_bounds_are_final_when_packed():
+    """What is chosen between forward and backward pass holds for the next forward pass."""
+    model = nn.Linear(256, 64, bias=False)
+    comet = COMET()(model)
+    x = torch.randn(64, 256)
+    with comet:
+        y = model(x)
+    next(iter(comet._layers.values())).bound = 1e3
+    y.backward(torch.eye(64))
+    assert float((model.weight.grad - x).abs().max()) < 0.1
+
+
+def test_layers_without_gradient_take_the_coarsest_bound():
+    model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256))
+    comet = COMET(tolerance=0.01)(model)
+    for _ in range(3):
+        with comet:
+            (model(torch.randn(64, 256)) * 0).sum().backward()
+    records = comet.report["layers"].values()
+    assert all(math.isfinite(record["error_bound"]) for record in records)
+    comet = COMET(tolerance=0.01)(model)
+    for _ in range(3):
+        with comet:
+            (model(torch.randn(64, 256)) * float("nan")).sum().backward()
+    assert all(math.isfinite(record["error_bound"]) for record in comet.report["layers"].values())
+
+
+def test_scaled_losses_are_known():
+    def noise(scale: float) -> list[float]:
+        torch.manual_seed(0)
+        model = vgg().eval()
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale) if scale else None
+        comet = COMET()(model, scaler=scaler)
+        with comet:
+            loss = train(model, 0)
+            (scaler.scale(loss) if scaler else loss).backward()
+        comet.measured_layers()
+        return [record["predicted_sigma"] for record in comet.report["layers"].values()]
+
+    assert noise(1024.0) == pytest.approx(noise(0), rel=1e-3)
+
+
+def test_curves_ascend_and_are_inverted():
+    torch.manual_seed(0)
+    curve = Curve.measure(torch.relu(torch.randn(100_000)), tt.codecs.Blocks())
+    assert list(curve.bounds) == sorted(curve.bounds)
+    assert list(curve.errors) == sorted(curve.errors)
+    assert list(curve.bits) == sorted(curve.bits, reverse=True)
+    for bound, error in zip(curve.bounds, curve.errors, strict=True):
+        assert curve.bound_of_error(error) == pytest.approx(bound)
+    assert curve.errors[2] == pytest.approx(curve.bounds[2] ** 2 / 6, rel=0.1)  # half of the values are zero
+    assert curve.bounds[3] < curve.bound_of_error((curve.errors[3] + curve.errors[4]) / 2) < curve.bounds[4]
+    assert curve.bits_of(curve.bounds[0] / 2) == pytest.approx(curve.bits[0] + 1)
+    assert Curve.measure(torch.zeros(100), tt.codecs.Blocks()) is None
+    assert Curve.measure(torch.full((100,), float("inf")), tt.codecs.Blocks()) is None
