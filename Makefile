@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
-BENCHES ?= lossless delta lossy rate_distortion gwlz aesz deepsz scaling startup transfer wire embedding sharded tensor_parallel
+BENCHES ?= lossless delta lossy rate_distortion gwlz aesz deepsz scaling startup transfer wire embedding sharded tensor_parallel activations
 
 BIN := $(VENV)/bin
 # pip's warnings are hidden, its errors are not

@@ -2,7 +2,8 @@
 
 Two shapes at any width: after VGG (Simonyan and Zisserman, 2014) without BatchNorm, with dropout, and after ResNet (He
 et al., 2015) with BatchNorm behind every convolution. Both see images of 28 x 28 at three resolutions, whose widths
-double. The scale is small: what a run may take decides.
+double. The
+scale is small: the minutes that a run may take decide.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +50,16 @@ class Residual(nn.Module):
         return torch.relu(self.second(torch.relu(self.first(x))) + self.shortcut(x))
 
 
-def resnet(width: int) -> nn.Module:
-    """Return a convolution and three residual blocks, the second and the third of half the resolution."""
+def resnet(width: int, num_blocks: int = 1) -> nn.Module:
+    """Return a convolution and three stages of residual blocks, the second and the third at half the resolution."""
     layers: list[nn.Module] = [nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-    layers += [Residual(width, width, 1), Residual(width, 2 * width, 2), Residual(2 * width, 4 * width, 2)]
-    return _initialised(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, NUM_CLASSES)))
+    channels = width
+    for stage in range(3):
+        for block in range(num_blocks):
+            layers.append(Residual(channels, width << stage, 2 if stage and not block else 1))
+            channels = width << stage
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, NUM_CLASSES)]
+    return _initialised(nn.Sequential(*layers, *head))
 
 
 def _initialised(model: nn.Module) -> nn.Module:
@@ -65,7 +72,10 @@ def _initialised(model: nn.Module) -> nn.Module:
     return model
 
 
-NETWORKS: dict[str, Callable[[int], nn.Module]] = {"VGG": vgg, "ResNet": resnet}
+DEEP = "ResNet, 3 blocks a stage"
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {"VGG": vgg, "ResNet": resnet, DEEP: partial(resnet, num_blocks=3)}
+TRAINED = ("VGG", "ResNet")
+"""The networks of the accuracies; the deep one is for memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +98,10 @@ class Scale:
 SCALES = {
     "trained": Scale(width=32, batch=64, num_images=24_000, num_epochs=2, num_tested=10_000),
     "wide": Scale(width=64, batch=64, num_images=4096, num_epochs=1, num_tested=1000),
+    "large": Scale(width=64, batch=128, num_images=4096, num_epochs=1, num_tested=1000),
     "small": Scale(width=8, batch=32, num_images=1920, num_epochs=1, num_tested=1000),
 }
-"""Name -> scale: of the accuracies, of the times (widths as published networks have them), and of a quick check."""
+"""Name -> scale: of accuracies, of times (widths as published networks have them), of memory, and of a quick check."""
 
 
 class Trainer:

@@ -143,7 +143,7 @@ class Keeper:
         self._handles = {}
 
     def _pack(self, x: Tensor) -> Any:
-        if isinstance(x, torch.nn.Parameter) or x.is_leaf and x.requires_grad:
+        if isinstance(x, torch.nn.Parameter) or (x.is_leaf and x.requires_grad):
             return x
         function = self._mode.name
         counts = self.by_function.setdefault(function, [0, 0])
@@ -172,8 +172,10 @@ class Keeper:
         elif function == "dropout":
             handle.keep(*_bits(x > 0, float(x.max()), x.dtype))
         elif function in ("conv2d", "linear", "batch_norm"):
-            is_relu = bool(handle.num_bytes) or function == "conv2d" and bool((x >= 0).all())
+            is_relu = bool(handle.num_bytes) or (function == "conv2d" and bool((x >= 0).all()))
             handle.keep(*self.coder.encode(x, keeps_zeros=is_relu))
+        elif function == "cross_entropy":
+            handle.keep(x.nbytes, lambda: x)
         else:
             raise NotImplementedError(f"{function} saves {x.dtype}{list(x.shape)}: no rule for it")
 

@@ -19,15 +19,17 @@ from typing import Any
 import msgspec
 
 from bench import jobs
-from bench.activation_networks import NETWORKS, SCALES
+from bench.activation_networks import DEEP, SCALES, TRAINED
 from bench.activation_ways import CHECKPOINTS, EXACT, HEADLINE, WAYS
 from bench.jobs import Job
 
 CACHE = Path(__file__).parents[1] / ".cache" / "activations"
 NUM_SEEDS = 5
-TRAINED = tuple(way for way in WAYS if way != CHECKPOINTS)
+LEARNT = tuple(way for way in WAYS if way != CHECKPOINTS)
 TIMED = (EXACT, HEADLINE, "COMET, 12x", CHECKPOINTS)
-WATCHED = (EXACT, HEADLINE, "COMET, 12x", CHECKPOINTS)
+COMPARED = ("COMET, 12x", "COMET, 20x")
+BATCHED = (EXACT, HEADLINE, "COMET, 12x")
+"""Ways whose accuracy, whose times and memory, whose errors, and whose largest batch are measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,41 +57,62 @@ class Run(Job):
 
     @property
     def arguments(self) -> list[str]:
-        return [self.kind, "--scale", self.scale, "--network", self.network, "--seed", str(self.seed), "--ways", *self.ways]
+        return [
+            self.kind,
+            "--scale",
+            self.scale,
+            "--network",
+            self.network,
+            "--seed",
+            str(self.seed),
+            "--ways",
+            *self.ways,
+        ]
+
+
+def num_seeds(scale: str) -> int:
+    """Return how often each way trains."""
+    return NUM_SEEDS if scale == "trained" else 1
 
 
 def accuracy_runs(scale: str) -> Iterator[Run]:
     """Yield the runs that train, seed by seed."""
-    for seed in range(NUM_SEEDS):
-        for network in NETWORKS:
-            for way in TRAINED:
+    for seed in range(num_seeds(scale)):
+        for network in TRAINED:
+            for way in LEARNT:
                 yield Run(scale, "accuracy", network, (way,), seed)
 
 
 def step_runs(scale: str) -> Iterator[Run]:
     """Yield the runs in which ways take turns, at the scale of the accuracies and with usual widths."""
-    for name in dict.fromkeys((scale, "wide" if scale == "trained" else scale)):
-        for network in NETWORKS:
+    for name in dict.fromkeys((scale, larger(scale, "wide"))):
+        for network in TRAINED:
             yield Run(name, "steps", network, TIMED)
 
 
 def memory_runs(scale: str) -> Iterator[Run]:
     """Yield the runs whose resident memory is watched, a process a way."""
-    for network in NETWORKS:
-        for way in WATCHED:
-            yield Run("wide" if scale == "trained" else scale, "memory", network, (way,))
+    for network in (*TRAINED, DEEP):
+        for way in TIMED:
+            yield Run(larger(scale, "large"), "memory", network, (way,))
 
 
 def noise_runs(scale: str) -> Iterator[Run]:
     """Yield the runs that compare errors of gradients with their prediction."""
-    for network in NETWORKS:
-        yield Run(scale, "noise", network, (HEADLINE,))
+    for network in TRAINED:
+        for way in COMPARED:
+            yield Run(scale, "noise", network, (way,))
 
 
 def batch_runs(scale: str) -> Iterator[Run]:
     """Yield the runs that look for the largest batch under a budget."""
-    for network in NETWORKS:
-        yield Run("wide" if scale == "trained" else scale, "batch", network, (EXACT, HEADLINE))
+    for network in TRAINED:
+        yield Run(larger(scale, "wide"), "batch", network, BATCHED)
+
+
+def larger(scale: str, name: str) -> str:
+    """Return the scale called `name`, which goes with that of the accuracies; a quick check has one scale alone."""
+    return name if scale == "trained" else scale
 
 
 KINDS: dict[str, Callable[[str], Iterator[Run]]] = {

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 from bench.activation_networks import Trainer
 from bench.activation_peers import BFloat16, Groups, Keeper
 from trimtab.train import COMET
+from trimtab.train.compressed import CompressedActivations
 
 NUM_SEGMENTS = 4
 """Of a network with checkpoints."""
@@ -64,8 +65,16 @@ WAYS: dict[str, Way] = {
 
 
 def counts(keeping: AbstractContextManager) -> dict[str, Any]:
-    """Return the bytes of the last step: saved by exact training, and kept instead; by function where that is known."""
+    """Return the bytes of the last step: saved by exact training, kept instead, and both by function.
+
+    Empty where nothing is counted.
+    """
     if isinstance(keeping, Keeper):
-        return {"saved_bytes": keeping.saved_bytes, "kept_bytes": keeping.kept_bytes, "functions": keeping.by_function}
-    report = getattr(keeping, "report", None)
-    return {} if report is None else {"report": report}
+        saved, kept, functions = keeping.saved_bytes, keeping.kept_bytes, keeping.by_function
+    elif isinstance(keeping, CompressedActivations):
+        report = keeping.report
+        saved, kept = report["saved_bytes_before"], report["saved_bytes_after"]
+        functions = {name: [f["before_bytes"], f["after_bytes"]] for name, f in report["functions"].items()}
+    else:
+        return {}
+    return {"saved_bytes": saved, "kept_bytes": kept, "functions": functions}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.activation_tables import activation_tables
 from bench.comm_tables import embedding_tables, sharded_tables, tensor_tables, wire_table
 from bench.markdown import markdown, ours_bold
 from trimtab.records import Record
@@ -470,6 +471,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "wire": ("What goes over a network, a core", wire_table),
     "tensor_parallel": ("Tensor parallelism over a slow link", tensor_tables),
     "embedding": ("Recommendation models", embedding_tables),
+    "activations": ("Activations kept compressed", activation_tables),
     "gpu": ("On a GPU", gpu_table),
 }
 """Benchmark -> title of its section, and its tables."""
