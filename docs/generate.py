@@ -40,6 +40,7 @@ LAYOUTS = {
     "sparse": "trimtab.codecs.sparse",
     "embedding": "trimtab.codecs.embedding",
     "embedding: slices": "trimtab.codecs.embedding_slice",
+    "blocks": "trimtab.codecs.blocks",
 }
 """Heading -> the module whose docstring describes the bytes of a codec, or of a part of it."""
 

@@ -50,7 +50,7 @@ def test_codecs_need_no_torch():
 
 
 def test_settings_of_methods_need_no_torch():
-    assert "torch" not in loaded("import trimtab as tt; tt.compact.DeepSZ(max_drop=0.1)")
+    assert "torch" not in loaded("import trimtab as tt; tt.compact.DeepSZ(max_drop=0.1), tt.train.COMET()")
 
 
 def help_of(*verbs: str) -> str:

@@ -141,7 +141,9 @@ def test_ranks_talk_over_links_that_are_counted(mode, tmp_path, monkeypatch):
         assert found["cwd"] == str(tmp_path)
     assert [node.bits_per_second for node in result.nodes] == [200e6, None, 20e6]
     for node in result.nodes[1:]:
-        assert 600_000 < node.sent_bytes < 900_000  # headers, and what was lost and sent again: less than a third message
+        assert (
+            600_000 < node.sent_bytes < 900_000
+        )  # headers, and what was lost and sent again: less than a third message
         assert all(told[2 * node.node + local]["sent"] > 300_000 for local in range(2))
     assert 1_200_000 < result.nodes[0].received_bytes < 1_500_000  # four messages, not the fifth, which stays inside
     assert result.nodes[0].sent_bytes < 300_000  # acknowledgements, less than one message

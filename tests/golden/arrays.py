@@ -10,7 +10,7 @@ import numpy as np
 from tests.networks import pooling
 from tests.samples import special
 from trimtab.bounds import PSNR, Abs, Bound, Lossless, PointwiseRel, Rel
-from trimtab.codecs import ENEC, GWLZ, SZ, Codec, Embedding, Raw, Sparse
+from trimtab.codecs import ENEC, GWLZ, SZ, Blocks, Codec, Embedding, Raw, Sparse
 from trimtab.dtypes import FLOATS, INTEGERS, NAMES, numpy_dtype
 
 Case = tuple[np.ndarray, Bound, Codec]
@@ -221,6 +221,25 @@ def embedding() -> dict[str, Case]:
     return cases
 
 
+def blocks() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for name in ("float32", "float16", "bfloat16"):
+        x = weights(name, 40, 64)
+        cases[f"dense {name}"] = (x, Abs(0.01), Blocks())
+        cases[f"sparse {name}"] = (np.maximum(x, 0), Abs(0.01), Blocks())
+        cases[f"special {name}"] = (with_specials(weights(name, 33, 37)), Abs(0.01), Blocks())
+    x = weights("float32", 4000)
+    cases |= {f"{bound}": (x, bound, Blocks()) for bound in (Rel(0.1), Abs(0.002), Abs(1e-5), Abs(1e-7), Abs(1e-9))}
+    x = x.copy()
+    x[::500] *= 4096
+    x[1000:2100] = 0
+    cases["outliers"] = (x, Abs(0.01), Blocks())
+    slices = np.zeros(2**18 + 100, np.float32)
+    slices[::5001] = noise(53)
+    cases["two slices"] = (slices, Abs(0.5), Blocks())
+    return cases
+
+
 FILES: dict[str, Callable[[], dict[str, Case]]] = {
     "raw": raw,
     "enec": enec,
@@ -234,4 +253,5 @@ FILES: dict[str, Callable[[], dict[str, Case]]] = {
     "gwlz": gwlz,
     "sparse": sparse,
     "embedding": embedding,
+    "blocks": blocks,
 }

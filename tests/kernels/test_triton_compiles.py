@@ -133,6 +133,15 @@ CASES |= {
         ),
     ],
 }
+CASES["blocks"] = [
+    ("_encode", "*i32 i32 fp32 fp32 *i32 *i32 *i32 *fp32", {"KIND": 0, "ITEM": 4, "WRITES": False}, False),
+    ("_encode", "*i32 i64 fp32 fp32 *i32 *i64 *i32 *fp32", {"KIND": 0, "ITEM": 4, "WRITES": True}, False),
+    ("_encode", "*i16 i32 fp32 fp32 *i32 *i64 *i32 *fp32", {"KIND": 1, "ITEM": 2, "WRITES": True}, False),
+    ("_encode", "*i16 fp32 fp32 *i32 *i64 *i32 *fp32", {"num": 1, "KIND": 2, "ITEM": 2, "WRITES": True}, False),
+    ("_decode", "*u8 *i32 *i64 *i32 i64 fp32 *i32", {"KIND": 0, "ITEM": 4}, True),
+    ("_decode", "*u8 *i32 *i64 *i16 i32 fp32 *i32", {"KIND": 1, "ITEM": 2}, True),
+    ("_decode", "*u8 *i32 *i64 *i16 fp32 *i32", {"num": 1, "KIND": 2, "ITEM": 2}, True),
+]
 PASSED_ON = {"quantiser": {"_dequantise", "_dequantise_exp2"}}
 """Kernels that are launched under another name."""
 

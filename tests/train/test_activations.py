@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import threading
@@ -106,6 +107,23 @@ def test_functions_without_loss_keep_gradients_to_the_bit(name, form):
         found = run(comet)
     for a, b in zip(expected, found, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "hardtanh", "dropout"])
+@pytest.mark.parametrize("shape", [(1, 8, 12, 12), (4, 1, 12, 12), (4, 8, 1, 12)])
+def test_axes_of_one_element_have_any_stride(name, shape):
+    x = torch.randn(shape).to(memory_format=torch.channels_last)
+    odd = [5 if n == 1 else stride for n, stride in zip(shape, x.stride(), strict=True)]
+    for layout in (x, x.transpose(1, 3), x.as_strided(shape, odd)):
+        found = []
+        for comet in (None, WITHOUT_LOSS(NOTHING)):
+            y = layout.detach().requires_grad_()
+            torch.manual_seed(1)
+            with comet or contextlib.nullcontext():
+                z = FUNCTIONS[name](y)
+                (z * torch.linspace(-1, 1, z.numel()).reshape(z.shape)).exp().sum().backward()
+            found.append(y.grad)
+        assert torch.equal(*found)
 
 
 @pytest.mark.parametrize(
@@ -460,13 +478,12 @@ def test_autocast():
     model = resnet()
     with torch.autocast("cpu", torch.bfloat16):
         expected = gradients(model, lambda: loss_of(model))
-    comet = COMET(initial_bound=1 / 64)(model)
+    comet = COMET()(model)
     with comet, torch.autocast("cpu", torch.bfloat16):
         found = gradients(model, lambda: loss_of(model))
-    assert distance(expected, found) < 0.15
-    kept = comet.report["functions"]["conv2d"]["kept_bytes"]
-    assert kept["bounded"] > 0
-    assert comet.report["ratio"] > 1.7
+    assert distance(expected, found) < 0.3
+    entry = comet.report["functions"]["conv2d"]
+    assert 0 < entry["kept_bytes"]["bounded"] < 0.6 * entry["before_bytes"]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -515,8 +532,8 @@ def test_tied_weights_add_up():
     with comet:
         found = gradients(layer, run)
     assert distance(expected, found) < 0.02
-    report = comet.report["layers"]
-    assert len(report) == 1
+    (record,) = comet.measured_layers().values()
+    assert record.gradient == pytest.approx(float(found["weight"].abs().mean()), rel=1e-4)
 
 
 def test_plain_calls_are_treated_like_modules():

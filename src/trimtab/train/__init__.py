@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "COMET": "activations",
+    "BatchChoice": "batch",
     "largest_batch": "batch",
 }
 
@@ -15,6 +16,7 @@ __all__ = [*_HOMES]  # noqa: PLE0604 (the names are texts)
 
 if TYPE_CHECKING:
     from trimtab.train.activations import COMET as COMET
+    from trimtab.train.batch import BatchChoice as BatchChoice
     from trimtab.train.batch import largest_batch as largest_batch
 
 

@@ -100,10 +100,14 @@ class COMET(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """Return a context for the training steps of `model`: forward and backward run inside, or forward alone.
 
         It may be entered for each step or once for many. `optimizer` tells the momentum; without one the gradients
-        themselves are the measure. `scaler` is the one that scales the loss, if any.
+        themselves are the measure. `scaler` is the one that scales the loss, if any. Bounds are for one backward pass:
+        the noise of n passes whose gradients accumulate is sqrt(n) times as large.
+
+        Call it after `fully_shard` or `DistributedDataParallel`; each rank has bounds of its own. What runs inside
+        `torch.utils.checkpoint` is left to it. Tensors on other devices are packed on the host.
 
         Raises:
-            UsageError: the optimizer does not train this model, or the model cannot be traced.
+            UsageError: the optimizer does not train this model, or a module went through `torch.compile`.
         """
         from trimtab.train.compressed import CompressedActivations
 

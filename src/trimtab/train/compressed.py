@@ -8,7 +8,6 @@ runs inside another one, such as those of multi-head attention, are seen as that
 from __future__ import annotations
 
 import math
-import resource
 import sys
 import weakref
 from collections.abc import Callable
@@ -26,13 +25,11 @@ from trimtab.errors import UsageError
 from trimtab.train.controller import Controller, Layer
 from trimtab.train.functions import Call, Kind, argument, kind_of, name_of, spread
 from trimtab.train.measures import Measures
-from trimtab.train.saved import Bounded, Exact, Places, Saved, ShapeOnly, Signs, TwoValued, Windows
-from trimtab.train.tally import Row, Tally
+from trimtab.train.saved import MASKED, Bounded, Exact, Mask, Places, Saved, ShapeOnly, Signs, TwoValued, Windows
+from trimtab.train.tally import Tally
 
 if TYPE_CHECKING:
     from trimtab.train.activations import COMET
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 _NOWHERE = Call("autograd function", Kind.OTHER, (), {})
@@ -79,17 +76,17 @@ class CompressedActivations:
         self._kinds: dict[Any, tuple[str, Kind]] = {}
         self._bounded: weakref.WeakValueDictionary[Any, Bounded] = weakref.WeakValueDictionary()
         self._signs: weakref.WeakValueDictionary[Any, Signs] = weakref.WeakValueDictionary()
-        self._tally, self._done = Tally(), Tally()
+        self._tally = Tally()
         self._call = _NOWHERE
-        self._pending: tuple[Any, Signs, Row] | None = None
+        self._pending: tuple[Any, Signs] | None = None
         self._stack: ExitStack | None = None
         self._num_steps = 0
-        self._step_begun = False
         self._backward_ran = True
         self._measuring = False
         self._measures = Measures()
         self._windows: dict[Any, Windows] = {}
         self._fixed: list[Tensor] = []
+        self._named = dict(model.named_parameters())
         self._constants: set[int] = set()
         self._always: bool | None = None
 
@@ -115,6 +112,8 @@ class CompressedActivations:
         if self._stack is not None:
             raise UsageError("this context is entered already; leave it first, or make another with COMET(...)(model)")
         self._backward_ran = True
+        if self._measuring:  # here, since inside of a forward pass FSDP2 shows other parameters than the optimizer has
+            self._named = dict(self.model.named_parameters())
         self._stack = ExitStack()
         self._stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack))
         self._stack.enter_context(_Watch(self))
@@ -161,8 +160,9 @@ class CompressedActivations:
             return
         known = self._of_weight.get(id(key))
         if known is None or known[0]() is not key:
-            known = weakref.ref(key), self._make_layer(key, call.name)
-            self._of_weight[id(key)] = known
+            place, names = id(key), self._of_weight
+            known = weakref.ref(key, lambda _: names.pop(place, None)), self._make_layer(key, call.name)
+            names[place] = known
         call.layer = known[1]
         if call.layer is None:
             call.reason = "its weight is no parameter of the model"
@@ -198,8 +198,11 @@ class CompressedActivations:
             return self._pack_pool(x, key, call)
         if x.nbytes < self.settings.min_bytes:
             return self._keep(x, call, "small", weak)
-        if kind is Kind.RELU or kind is Kind.LEAKY_RELU:
+        if kind is Kind.RELU and x.dtype in MASKED:
             return self._pack_signs(x, key, call)
+        if kind is Kind.RELU or kind is Kind.LEAKY_RELU:
+            where = (x <= 0).logical_not_() if kind is Kind.RELU else x > 0  # NaN passes the one, not the other
+            return self._count(x, key, call, TwoValued(x, where, (0, 1)), "signs")
         if kind is Kind.CLAMP:
             return self._pack_clamped(x, key, call)
         return self._pack_dropout(x, key, call)
@@ -231,16 +234,16 @@ class CompressedActivations:
             return self._keep(x, call, call.reason, storage)
         if x.nbytes < self.settings.min_bytes:
             return self._keep(x, call, "small", storage)
-        if x.dtype not in _FLOATS:
+        if x.dtype not in MASKED:
             return self._keep(x, call, f"{x.dtype} is not packed", storage)
         if layer.bound is None or self._measuring:
             layer.sample(x, self._codec, self.settings.initial_bound)
         if layer.bound is None:
             return self._keep(x, call, layer.reason, storage)
         row = self._tally.row(call.name, layer.name)
-        self._tally.saw(storage, x, row, owns=True)
         bounded = self._bounded.get(key)
         if bounded is None:
+            self._tally.saw(storage, x, row, owns=True)
             signs = self._signs.get(key)
             if self._pending is not None and self._pending[0] == key and self._keeps_signs:
                 self._pending = None
@@ -249,16 +252,22 @@ class CompressedActivations:
             mask = signs if signs is not None and not self._keeps_signs else None
             bounded = Bounded(x, self._codec, layer.bound, mask)
             self._bounded[key] = bounded
+            bounded.row = row
             self._tally.keep(row, "bounded", bounded.num_bytes)
             if signs is not None and self._keeps_signs:
-                self._tally.keep(self._tally.row("relu"), "signs", -signs.num_bytes)
+                self._tally.keep(signs.row, "signs", -signs.num_bytes)
                 signs.share(bounded)
-        elif layer.bound < bounded.bound:
-            self._tally.keep(row, "bounded", -bounded.num_bytes)
-            bounded.encode(x, layer.bound)
-            self._tally.keep(row, "bounded", bounded.num_bytes)
+            bounded.layer = layer
+            layer.num_bytes += bounded.num_bytes
+        else:
+            layer.shares = bounded.layer if bounded.layer is not layer else None
+            if layer.bound < bounded.bound:
+                before = bounded.num_bytes
+                bounded.encode(x, layer.bound)
+                self._tally.keep(bounded.row, "bounded", bounded.num_bytes - before)
+                bounded.layer.num_bytes += bounded.num_bytes - before
         bounded.readers += 1
-        layer.num_values, layer.num_bytes = x.numel(), bounded.num_bytes
+        layer.num_values += x.numel()
         if self._measuring:
             self._measures.error(x, bounded, layer)
         return bounded
@@ -283,16 +292,17 @@ class CompressedActivations:
             return bounded
         signs = self._signs.get(key)
         if signs is None:
-            signs = self._signs[key] = Signs(x, nan=call.kind is Kind.RELU)
-            self._pending = key, signs, row
+            signs = self._signs[key] = Signs(x)
+            signs.row = row
+            self._pending = key, signs
         return signs
 
     def _settle(self) -> None:
         """Let go of the tensor whose signs are wanted."""
         if self._pending is not None:
-            (_, signs, row), self._pending = self._pending, None
+            (_, signs), self._pending = self._pending, None
             signs.settle()
-            self._tally.keep(row, "signs", signs.num_bytes)
+            self._tally.keep(signs.row, "signs", signs.num_bytes)
 
     def _pack_clamped(self, x: Tensor, key: Any, call: Call) -> Saved:
         defaults = (0.0, 6.0) if call.name == "relu6" else (-1.0, 1.0)
@@ -305,11 +315,15 @@ class CompressedActivations:
         return self._count(x, key, call, saved, "inside or outside")
 
     def _pack_dropout(self, x: Tensor, key: Any, call: Call) -> Saved:
+        x = x.detach()
         most = x.max().item()
-        where = x != 0
-        if x.is_floating_point() and not bool(((x == most) | ~where).all()):
+        if x.dtype in MASKED:
+            saved: Saved = Mask(x, most)
+        else:
+            saved = TwoValued(x, x != 0, (0, most))
+        if not torch.equal(saved.restore(), x):
             return self._keep(x, call, "", key[0])
-        return self._count(x, key, call, TwoValued(x, where, (0, most)), "mask")
+        return self._count(x, key, call, saved, "mask")
 
     def _pack_pool(self, x: Tensor, key: Any, call: Call) -> Saved:
         if x.is_floating_point():
@@ -369,17 +383,19 @@ class CompressedActivations:
             self._fixed = [x for x in tensors if type(x) in (nn.Parameter, Tensor)]
         self._constants = {x.untyped_storage().data_ptr() for x in self._fixed}
         self._tally = Tally()
+        for layer in self._layers.values():
+            layer.num_values = layer.num_bytes = 0
+            layer.shares = None
 
     def _end_step(self) -> None:
         """Take in what the last step measured, and choose bounds."""
         if not self._num_steps:
             return
-        self._done = self._tally
-        before, after = self._done.before, self._done.after
+        before, after = self._tally.before, self._tally.after
         layers = self._layers.values()
         if self._measuring:
             self._measuring = False
-            self._measures.read(self._layers, self.model, self._optimizer, self._scaler)
+            self._measures.read(self._layers, self._named, self._optimizer, self._scaler)
             if self.settings.adaptive:
                 self._controller.choose(layers, before, after)
             elif self.settings.memory_ratio is not None:
@@ -391,8 +407,12 @@ class CompressedActivations:
 
     @property
     def report(self) -> dict[str, Any]:
-        """What the last finished step saved: all bytes, by function and by layer, with bounds and predicted noise."""
-        tally = self._tally if self._num_steps else self._done
+        """What the step that ran last saved: all bytes, by function and by layer, with bounds and predicted noise.
+
+        ``kept_bytes`` says what became of them. ``error_bound`` is that of the next step, ``predicted_sigma`` the
+        noise of the gradient when it was last measured, at ``measured_bound``; where it is None nothing was yet.
+        """
+        tally = self._tally
         before, after = tally.before, tally.after
         layers = {}
         for layer in self._layers.values():
@@ -466,7 +486,11 @@ def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None
         raise UsageError("the optimizer has none of the model's parameters; pass the one that trains this model")
 
 
-def resident_peak() -> int:
-    """Return the largest memory that this process has had resident, in bytes."""
+def resident_peak() -> int | None:
+    """Return the largest memory that this process has had resident, in bytes; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from trimtab.codecs import Codec
-from trimtab.train.gradient_error import PAPER_CONSTANT, Curve
+from trimtab.train.gradient_error import NOTHING, PAPER_CONSTANT, Curve
 from trimtab.train.saved import Layout
 
 _LEAST, _MOST = 1e-8, 1e4
@@ -27,7 +27,7 @@ class Layer:
     function: str
     bound: float | None = None
     """Of the next input; None before the first."""
-    curve: Curve | None = None
+    curve: Curve = NOTHING
     gain: float | None = None
     """G of `trimtab.train.gradient_error`: the variance of the gradient's noise for a mean squared error of 1."""
     error: float | None = None
@@ -45,7 +45,9 @@ class Layer:
     """Why the input is kept exactly, if so."""
     num_values: int = 0
     num_bytes: int = 0
-    """Of the last step: values saved, and bytes kept for them."""
+    """Of the last step: values saved, and bytes kept for them, if not by the layer whose input it shares."""
+    shares: Layer | None = None
+    """The layer that saved the same input before, if any: it is kept once, within the tighter of their bounds."""
 
     @property
     def target(self) -> float | None:
@@ -74,17 +76,20 @@ class Layer:
         elif self.bound is None:
             self.reason = "its input is zero, or holds NaN or infinities"
 
-    def error_for(self, tolerance: float, form: str) -> float:
-        """Return the mean squared error at which noise is `tolerance` times the momentum, inf where there is none."""
-        assert self.target is not None
+    def bound_for(self, tolerance: float, form: str) -> float:
+        """Return the bound at which noise is `tolerance` times the momentum; a dead layer, without noise, has any."""
+        most = self.curve.bounds[-1]
+        if self.target is None:  # batch normalisation whose weight is not trained
+            return most
         sigma = tolerance * self.target
-        if form == "comet" and self.paper_gain is not None:
-            return (sigma / (PAPER_CONSTANT * self.paper_gain)) ** 2 / 3 if self.paper_gain else math.inf
-        return sigma**2 / self.gain if self.gain else math.inf  # a dead layer has no noise
+        if form == "comet":
+            return min(sigma / (PAPER_CONSTANT * self.paper_gain), most) if self.paper_gain else most
+        return self.curve.bound_of_error(sigma**2 / self.gain) if self.gain else most
 
     @property
     def is_measured(self) -> bool:
-        return self.curve is not None and self.target is not None and self.gain is not None and self.num_values > 0
+        has_target = self.target is not None or self.inverse_variance is not None
+        return self.curve is not NOTHING and self.num_values > 0 and self.gain is not None and has_target
 
 
 class Controller:
@@ -104,7 +109,7 @@ class Controller:
 
     def scale(self, layers: Iterable[Layer], before: int, after: int) -> None:
         """Set bounds to one part of each layer's root mean square, so that the bytes are met: the fixed schedule."""
-        layers = [layer for layer in layers if layer.curve is not None and layer.num_values > 0]
+        layers = [layer for layer in layers if layer.curve is not NOTHING and layer.num_values > 0]
         self._set(layers, _parts(layers, self._least(layers, before, after, _parts)))
 
     def is_off(self, before: int, after: int) -> bool:
@@ -123,19 +128,18 @@ class Controller:
         of the median convolution or linear layer, relative to its input: what of it reaches the input's gradient, and
         so the layers before, is then small beside their own noise.
         """
-        errors = [layer.error_for(tolerance, self._form) for layer in layers]
+        bounds = [layer.bound_for(tolerance, self._form) for layer in layers]
         relative = [
-            error / layer.curve.scale**2
-            for layer, error in zip(layers, errors, strict=True)
-            if layer.inverse_variance is None and math.isfinite(error)
+            layer.curve.error_of(bound) / layer.curve.scale**2
+            for layer, bound in zip(layers, bounds, strict=True)
+            if layer.inverse_variance is None
         ]
-        most = statistics.median(relative) if relative else math.inf
-        bounds = []
-        for layer, error in zip(layers, errors, strict=True):
-            if layer.inverse_variance:
-                error = min(error, most / layer.inverse_variance)
-            bounds.append(layer.curve.bound_of_error(error))
-        return bounds
+        if relative:
+            most = statistics.median(relative)
+            for place, layer in enumerate(layers):
+                if layer.inverse_variance:
+                    bounds[place] = min(bounds[place], layer.curve.bound_of_error(most / layer.inverse_variance))
+        return _shared(layers, bounds)
 
     def _least(
         self, layers: list[Layer], before: int, after: int, bounds: Callable[[list[Layer], float], list[float]]
@@ -150,6 +154,7 @@ class Controller:
             return fixed + sum(
                 factor * layer.num_values * layer.curve.bits_of(bound) / 8
                 for layer, factor, bound in zip(layers, off, bounds(layers, tolerance), strict=True)
+                if layer.shares is None
             )
 
         low, high = math.log(_LEAST), math.log(_MOST)
@@ -173,11 +178,20 @@ class Controller:
 
 
 def _parts(layers: list[Layer], part: float) -> list[float]:
-    return [min(part, 1) * layer.curve.scale for layer in layers]
+    return _shared(layers, [min(part, 1) * layer.curve.scale for layer in layers])
+
+
+def _shared(layers: list[Layer], bounds: list[float]) -> list[float]:
+    """Return the bounds, where layers that share an input have the tightest of theirs."""
+    least: dict[int, float] = {}
+    for layer, bound in zip(layers, bounds, strict=True):
+        key = id(layer.shares or layer)
+        least[key] = min(bound, least.get(key, bound))
+    return [least[id(layer.shares or layer)] for layer in layers]
 
 
 def _correction(layer: Layer) -> float:
     """Return how many more bytes the whole input took than its sample foretold."""
-    assert layer.curve is not None and layer.bound is not None
+    assert layer.bound is not None
     foretold = layer.curve.bits_of(layer.bound) * layer.num_values / 8
     return layer.num_bytes / foretold if foretold > 0 and layer.num_bytes else 1.0

@@ -41,7 +41,8 @@ from trimtab.train.functions import argument, spread
 PAPER_CONSTANT = 0.96
 """Of the paper's form; with N counting all summed positions, 0.94 to 0.99 fitted."""
 
-_NUM_CHUNKS, _CHUNK = 16, 1024
+_NUM_CHUNKS, _CHUNK = 24, 1024
+_GOLDEN = (math.sqrt(5) - 1) / 2
 _STEPS = 11
 """Bounds that are tried on a sample: the root mean square of a layer's input and its halves."""
 
@@ -61,9 +62,11 @@ class Curve:
     @classmethod
     def measure(cls, x: Tensor, codec: Codec) -> Curve | None:
         """Return the curve of the values of `x` (flat); None where they are not finite or all zero."""
-        step = max(x.numel() // _NUM_CHUNKS, 1)
-        pieces = [x[start : start + _CHUNK] for start in range(0, x.numel(), step)][: _NUM_CHUNKS + 1]
-        sample = torch.cat(pieces) if x.numel() > _NUM_CHUNKS * _CHUNK else x
+        sample = x
+        if x.numel() > _NUM_CHUNKS * _CHUNK:
+            step = x.numel() / _NUM_CHUNKS  # from anywhere in each stretch, so that channels come by turns
+            starts = [int(n * step + n * _GOLDEN % 1 * (step - _CHUNK)) for n in range(_NUM_CHUNKS)]
+            sample = torch.cat([x[start : start + _CHUNK] for start in starts])
         scale = float(torch.linalg.vector_norm(sample, dtype=torch.float32)) / math.sqrt(max(sample.numel(), 1))
         if not (math.isfinite(scale) and scale > 0):
             return None
@@ -89,6 +92,15 @@ class Curve:
             return self.bounds[-1]
         return _between(error, self.errors[place - 1 : place + 1], self.bounds[place - 1 : place + 1])
 
+    def error_of(self, bound: float) -> float:
+        """Return the mean squared error within `bound`."""
+        place = bisect.bisect_left(self.bounds, bound)
+        if place == 0:
+            return self.errors[0] * (bound / self.bounds[0]) ** 2
+        if place == len(self.bounds):
+            return self.errors[-1]
+        return _between(bound, self.bounds[place - 1 : place + 1], self.errors[place - 1 : place + 1])
+
     def bits_of(self, bound: float) -> float:
         """Return the bits a value within `bound`."""
         place = bisect.bisect_left(self.bounds, bound)
@@ -101,9 +113,13 @@ class Curve:
         return self.bits[place - 1] * (1 - part) + self.bits[place] * part
 
 
+NOTHING = Curve((), (), (), 0.0)
+"""Of a layer that was not measured."""
+
+
 def _between(x: float, xs: tuple[float, ...], ys: tuple[float, ...]) -> float:
     """Interpolate between two points, in logarithms."""
-    if xs[0] <= 0 or xs[1] <= xs[0]:
+    if min(xs[0], ys[0]) <= 0 or xs[1] <= xs[0]:
         return ys[1]
     part = math.log(x / xs[0]) / math.log(xs[1] / xs[0])
     return ys[0] * (ys[1] / ys[0]) ** part

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.train.controller import Layer
 from trimtab.train.functions import Call, Kind, argument
@@ -45,13 +46,14 @@ class Measures:
             measured.inverse_variance = float(deviations.square().mean())
             hook = partial(_add_norm, measured, deviations)
         self._hooks.append(result.register_hook(hook))
-        if call.weight is not None and call.weight.requires_grad:
+        if call.weight is not None and call.weight.requires_grad and not measured.watched:
+            measured.watched = True  # once: the hook has the sum over all calls
             self._hooks.append(call.weight.register_hook(partial(_add_weight, measured)))
 
     def read(
         self,
         layers: dict[str, Layer],
-        model: nn.Module,
+        named: Mapping[str, Tensor],
         optimizer: torch.optim.Optimizer | None,
         scaler: torch.amp.GradScaler | None,
     ) -> None:
@@ -61,7 +63,7 @@ class Measures:
         """
         for hook in self._hooks:
             hook.remove()
-        momenta = _momenta(model, optimizer)
+        momenta = _momenta(named, optimizer)
         scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
         for name, layer in layers.items():
             measured = self._found.get(layer.name)
@@ -83,13 +85,13 @@ class Measures:
 class _Measured:
     """What one step measured of a layer; those that are called several times add up."""
 
-    __slots__ = ("gain", "gradient", "inverse_variance", "nonzero", "paper_gain", "reached")
+    __slots__ = ("gain", "gradient", "inverse_variance", "nonzero", "paper_gain", "reached", "watched")
 
     def __init__(self) -> None:
         self.gain = self.gradient = self.paper_gain = 0.0
         self.nonzero = 1.0
         self.inverse_variance: float | None = None
-        self.reached = False
+        self.reached = self.watched = False
 
 
 def _add_product(measured: _Measured, parts: list[Tensor], gradient: Tensor) -> None:
@@ -124,13 +126,13 @@ def _deviations(call: Call) -> Tensor:
     return (variance.detach().float() + eps).rsqrt()
 
 
-def _momenta(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, float]:
-    """Return the mean absolute momentum of each parameter of which the optimizer has one."""
+def _momenta(named: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> dict[str, float]:
+    """Return the mean absolute momentum of each parameter of which the optimizer has one; of shards, their own."""
     found = {}
-    for name, parameter in model.named_parameters() if optimizer is not None else ():
-        state = optimizer.state.get(parameter)
-        if not state:
-            continue
+    if optimizer is None:
+        return found
+    for name, parameter in named.items():
+        state = optimizer.state.get(parameter, {})
         momentum = state.get("momentum_buffer")
         if momentum is None:
             momentum = state.get("exp_avg")

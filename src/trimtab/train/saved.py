@@ -7,8 +7,9 @@ is final; tensors that are kept as they are must not have changed since, as with
 
 from __future__ import annotations
 
+import math
 import threading
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,10 @@ from trimtab.bounds import Abs
 from trimtab.codecs import Blocks, Codec
 from trimtab.kernels.places.ref import bits_of
 from trimtab.packed import Packed
+
+if TYPE_CHECKING:
+    from trimtab.train.controller import Layer
+    from trimtab.train.tally import Row
 
 
 class Saved(Protocol):
@@ -91,11 +96,20 @@ class ShapeOnly:
         return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.shape)
 
 
+def host_array(x: Tensor) -> np.ndarray:
+    """Return the array of a tensor, as `as_numpy` does; that of plain float32 in memory at once."""
+    return x.numpy() if x.dtype is torch.float32 and x.device.type == "cpu" else as_numpy(x)
+
+
 class Bounded:
     """Values within an error bound. Decoded once for all that read it."""
 
     __slots__ = ("__weakref__", "_cache", "_codec", "_layout", "_left", "_lock", "_packed", "_signs", "_squares")
-    __slots__ += ("bound", "readers")
+    __slots__ += ("bound", "layer", "readers", "row")
+    layer: Layer
+    """Whose input this is; others may share it."""
+    row: Row
+    """Where its bytes are counted."""
 
     def __init__(self, x: Tensor, codec: Codec, bound: float, signs: Signs | None = None) -> None:
         self._layout, self._codec, self._signs = Layout(x), codec, signs
@@ -105,8 +119,8 @@ class Bounded:
 
     def encode(self, x: Tensor, bound: float) -> None:
         """Pack `x`, of which this is made, within `bound`."""
-        self.bound = bound
-        array = as_numpy(self._layout.flat(x))
+        self.bound, self._cache = bound, None
+        array = host_array(self._layout.flat(x))
         self._packed: Packed
         if isinstance(self._codec, Blocks):
             self._packed, self._squares = self._codec.encode_measured(array, Abs(bound))
@@ -140,7 +154,7 @@ class Bounded:
         y = self._layout.empty()
         flat = self._layout.flat(y)
         if y.device.type == "cpu":
-            self._codec.decode(self._packed, out=as_numpy(flat))
+            self._codec.decode(self._packed, out=host_array(flat))
         else:
             flat.copy_(torch.from_numpy(self._codec.decode(self._packed)))
         if self._signs is not None:
@@ -148,31 +162,67 @@ class Bounded:
         return y
 
 
+class Mask:
+    """Zero, and one positive value where a tensor is not below or at zero (where it is NaN, too): a bit each."""
+
+    __slots__ = ("_bits", "_layout", "_value")
+
+    def __init__(self, x: Tensor, value: float) -> None:
+        self._layout, self._value = Layout(x), value
+        kernel = kernels.load("bits")
+        self._bits = np.empty(kernel.mask_bytes(x.numel()), np.uint8)
+        words = self._layout.flat(x).view(_WORDS[x.dtype])
+        kernel.mask(words.cpu().numpy(), _word(math.inf, x.dtype), self._bits)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._bits.nbytes
+
+    def restore(self) -> Tensor:
+        y = self._layout.empty()
+        words = self._layout.flat(y).view(_WORDS[y.dtype])
+        host = words if y.device.type == "cpu" else torch.empty_like(words, device="cpu")
+        kernels.load("bits").unmask(self._bits, _word(self._value, y.dtype), host.numpy())
+        if host is not words:
+            words.copy_(host)
+        return y
+
+
+_WORDS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+MASKED = tuple(_WORDS)
+"""The dtypes that `Mask` takes."""
+
+
+def _word(value: float, dtype: torch.dtype) -> int:
+    """Return the bits of a float."""
+    return int(torch.tensor(value, dtype=dtype).view(_WORDS[dtype]))
+
+
 class Signs:
-    """Where a tensor is above zero; with `nan`, NaN counts as such, as a rectifier's backward pass has it.
+    """Where a rectifier's result is above zero, or NaN, which its backward pass lets through.
 
     While it waits it holds the tensor itself, for the next function may be one that keeps the values within a bound:
     then those serve both (`share`). Else `settle` makes a bit a value.
     """
 
-    __slots__ = ("__weakref__", "_bits", "_broken", "_layout", "_nan", "_tensor", "_version", "bounded")
+    __slots__ = ("__weakref__", "_broken", "_mask", "_tensor", "_version", "bounded", "row")
+    row: Row
+    """Where its bytes are counted."""
 
-    def __init__(self, x: Tensor, *, nan: bool) -> None:
-        self._nan = nan
-        self._layout, self._version = Layout(x), x._version
+    def __init__(self, x: Tensor) -> None:
+        self._version, self._broken = x._version, False
         self._tensor: Tensor | None = x
-        self._bits: np.ndarray | None = None
-        self._broken = False
+        self._mask: Mask | None = None
         self.bounded: Bounded | None = None
 
     @property
     def num_bytes(self) -> int:
-        return 0 if self._bits is None else self._bits.nbytes
+        return 0 if self._mask is None else self._mask.num_bytes
 
     def share(self, bounded: Bounded) -> None:
         """Let values whose signs are exact stand for the bits."""
         bounded.readers += 1
-        self.bounded, self._tensor, self._bits = bounded, None, None
+        self.bounded, self._tensor, self._mask = bounded, None, None
 
     def settle(self) -> None:
         """Let go of the tensor."""
@@ -181,22 +231,19 @@ class Signs:
             return
         self._broken = x._version != self._version
         if not self._broken:
-            flat = self._layout.flat(x)
-            self._bits = pack_bits((flat <= 0).logical_not_() if self._nan else flat > 0)
+            self._mask = Mask(x, 1.0)
 
     def restore(self) -> Tensor:
         """Return the tensor, or values with its signs."""
         if self.bounded is not None:
             return self.bounded.restore()
-        x = self._tensor
+        x, mask = self._tensor, self._mask
         if x is not None:
             check_version(x, self._version)
             return x
-        if self._bits is None or self._broken:
+        if mask is None or self._broken:
             raise RuntimeError(_CHANGED)
-        y = self._layout.empty()
-        self._layout.flat(y).copy_(unpack_bits(self._bits, y.numel(), y.device))
-        return y
+        return mask.restore()
 
 
 class TwoValued:
@@ -207,7 +254,9 @@ class TwoValued:
     def __init__(self, x: Tensor, where: Tensor, values: tuple[float, float]) -> None:
         """`where` is true, in the shape of `x`, for the second of the values."""
         self._layout, self._values = Layout(x), values
-        self._bits = pack_bits(self._layout.flat(where) if where.stride() == x.stride() else where.reshape(-1))
+        if self._layout.dense and where.stride() != x.stride():
+            where = torch.empty_strided(x.shape, x.stride(), dtype=torch.bool, device=x.device).copy_(where)
+        self._bits = pack_bits(self._layout.flat(where))
 
     @property
     def num_bytes(self) -> int:

@@ -39,7 +39,9 @@ def gradients(
         value = loss()
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise UsageError("expected a loss: a tensor of one element that depends on the model's parameters")
-        if not bool(torch.isfinite(value)):
+        if not bool(torch.isfinite(value.detach())):
             raise UsageError(f"the loss is {value.item()}; expected a finite number")
         found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
+    if all(g is None for g in found):
+        raise UsageError("no gradient reaches the model's parameters; pass a model that is neither wrapped nor sharded")
     return {name: g for name, g in zip(named, found, strict=True) if g is not None}

@@ -210,9 +210,9 @@ def encode(x, words, error, rounding, sizes, out):
                 kind = u8(_KEPT)
             elif mask:
                 any_negative |= negative
-                n = i32(count_ones(mask))
-                mean = u64(i32(i32(i32(2) * rest_sum + n) // i32(i32(2) * n)))
-                shifts += min(max(63 - np.int64(leading_zeros(mean)), 0), np.int64(lengths // n) + 1)
+                n = u64(count_ones(mask))
+                mean, length = (u64(2 * rest_sum) + n) // (n + n), (u64(2 * lengths) + n) // (n + n)
+                shifts += np.int64(min(max(u64(64) - leading_zeros(mean), u64(1)) - u64(1), length))
                 num_coded += 1
             else:
                 kind = u8(_ZERO)

@@ -23,7 +23,7 @@ r to 21 of ``c - 1``, lowest first.
 
 A block is kept where an element cannot be coded, or where its bits are not fewer than those of its elements. r is the
 mean, halves rounded up, of what suits each block that can be coded: of the numbers ``c - 1`` of its elements that are
-not zero, with mean m and mean bit length l, the largest r with 2^r <= m + 1/2 and r <= l + 1, or 0.
+not zero, with mean m and mean bit length l, the largest r with 2^r <= m + 1/2 and r <= l + 1/2, or 0.
 """
 
 from __future__ import annotations
@@ -158,9 +158,8 @@ def _codes(x: np.ndarray, error: np.float32, rounding: int) -> tuple[np.ndarray,
 
 
 def _suiting_shift(rest: np.ndarray) -> int:
-    lengths = [int(value).bit_length() for value in rest]
-    mean_suits = max(((2 * int(rest.sum()) + rest.size) // (2 * rest.size)).bit_length() - 1, 0)
-    return min(mean_suits, sum(lengths) // len(lengths) + 1)
+    num, lengths = rest.size, sum(int(value).bit_length() for value in rest)
+    return min(max(((2 * int(rest.sum()) + num) // (2 * num)).bit_length() - 1, 0), (2 * lengths + num) // (2 * num))
 
 
 def _sums_of_squares(errors: np.ndarray) -> np.ndarray:
