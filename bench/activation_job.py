@@ -215,18 +215,18 @@ def batch(network: str, ways: Sequence[str], scale: Scale, seed: int) -> dict[st
 
         def loss(size: int, model: nn.Module = model) -> torch.Tensor:
             train = images().train
-            return nn.functional.cross_entropy(model(train.images[:size].clone()), train.labels[:size])
+            return nn.functional.cross_entropy(model(train.images[:size].clone()), train.labels[:size].clone())
 
         choice = largest_batch(model, loss, budget=BUDGET, comet=comet)
         more = math.ceil(1.05 * choice.batch_size)
-        taken = _bytes(loss, choice.batch_size, comet), _bytes(loss, more, comet)
+        taken, too_many = (_bytes(model, loss, size, comet) for size in (choice.batch_size, more))
         found[way] = {
             "batch": choice.batch_size,
             "predicted_bytes": choice.num_bytes,
             "predicted_speed": choice.samples_per_second,
-            "bytes": taken[0],
+            "bytes": taken,
             "more": more,
-            "more_bytes": taken[1],
+            "more_bytes": too_many,
             "trials": choice.report["trials"],
             "speed": [],
         }
@@ -243,9 +243,11 @@ def batch(network: str, ways: Sequence[str], scale: Scale, seed: int) -> dict[st
     return {"budget": BUDGET, "ways": found}
 
 
-def _bytes(loss: Callable[[int], torch.Tensor], size: int, comet: CompressedActivations | None) -> int:
+def _bytes(
+    model: nn.Module, loss: Callable[[int], torch.Tensor], size: int, comet: CompressedActivations | None
+) -> int:
     """Return the bytes that a step keeps: counted here where nothing is compressed, and told by COMET's report."""
-    keeping = comet or Keeper(BFloat16())
+    keeping = comet or Keeper(model, BFloat16())
     with keeping:
         loss(size).backward()
     return keeping.saved_bytes if isinstance(keeping, Keeper) else keeping.report["saved_bytes_after"]

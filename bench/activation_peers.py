@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
@@ -58,7 +58,7 @@ class Groups:
         self._noise = np.random.Generator(np.random.SFC64(seed))
 
     def encode(self, x: Tensor, *, keeps_zeros: bool) -> tuple[int, Decode]:
-        rows = torch.nn.functional.pad(x.flatten(), (0, -x.numel() % GROUP)).view(-1, GROUP)
+        rows = nn.functional.pad(x.flatten(), (0, -x.numel() % GROUP)).view(-1, GROUP)
         low, high = rows.aminmax(dim=1, keepdim=True)
         num_steps = (1 << self.bits) - (2 if keeps_zeros else 1)
         low = torch.zeros_like(low, dtype=torch.bfloat16) if keeps_zeros else low.bfloat16()
@@ -112,11 +112,13 @@ class Handle:
 class Keeper:
     """``with keeper: loss = ...; loss.backward()``, again in every step."""
 
-    def __init__(self, coder: Coder) -> None:
-        self.coder = coder
+    def __init__(self, model: nn.Module, coder: Coder) -> None:
+        self.model, self.coder = model, coder
         self.by_function: dict[str, list[int]] = {}
         """Function -> bytes that it saved and bytes that were kept of them, of the last step."""
         self._handles: dict[tuple, tuple[weakref.ref, Handle]] = {}
+        self._seen: dict[int, weakref.ref] = {}
+        self._constants: set[int] = set()
         self._stack = ExitStack()
 
     @property
@@ -130,7 +132,9 @@ class Keeper:
         return sum(kept for _, kept in self.by_function.values())
 
     def __enter__(self) -> Keeper:
-        self.by_function, self._handles = {}, {}
+        self.by_function, self._handles, self._seen = {}, {}, {}
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        self._constants = {x.untyped_storage().data_ptr() for x in tensors}
         self._mode = _Current()
         with ExitStack() as stack:
             stack.enter_context(self._mode)
@@ -140,19 +144,23 @@ class Keeper:
 
     def __exit__(self, *problem: Any) -> None:
         self._stack.__exit__(*problem)
-        self._handles = {}
+        self._handles, self._seen = {}, {}
 
     def _pack(self, x: Tensor) -> Any:
-        if isinstance(x, torch.nn.Parameter) or (x.is_leaf and x.requires_grad):
+        place = x.untyped_storage().data_ptr()
+        if place in self._constants:
             return x
         function = self._mode.name
         counts = self.by_function.setdefault(function, [0, 0])
-        key = (x.untyped_storage().data_ptr(), x.data_ptr(), x._version, x.shape, x.stride(), x.dtype)
+        key = (place, x.data_ptr(), x._version, x.shape, x.stride(), x.dtype)
         storage, handle = self._handles.get(key, (None, None))
         if handle is None or storage is None or storage() is None:
-            counts[0] += x.nbytes
+            seen = self._seen.get(place)
+            new = 0 if seen is not None and seen() is not None else x.nbytes
+            self._seen[place] = weakref.ref(x.untyped_storage())
+            counts[0] += new
             if x.nbytes < MIN_BYTES:
-                counts[1] += x.nbytes
+                counts[1] += new
                 return x
             handle = Handle(x)
             self._handles[key] = weakref.ref(x.untyped_storage()), handle
@@ -216,7 +224,7 @@ def _positions(indices: Tensor, width: int) -> tuple[int, Decode]:
     rows, columns = indices // width, indices % width
     shape, num = indices.shape, indices.numel()
     codes = ((rows % 2) * 2 + columns % 2).to(torch.uint8).flatten()
-    parts = torch.nn.functional.pad(codes, (0, -num % 4)).view(-1, 4)
+    parts = nn.functional.pad(codes, (0, -num % 4)).view(-1, 4)
     packed = parts[:, 0] | parts[:, 1] << 2 | parts[:, 2] << 4 | parts[:, 3] << 6
 
     def decode() -> Tensor:

@@ -19,16 +19,16 @@ from typing import Any
 import msgspec
 
 from bench import jobs
-from bench.activation_networks import DEEP, SCALES, TRAINED
+from bench.activation_networks import DEEP, RATES, SCALES, TRAINED, USUAL_RATE
 from bench.activation_ways import CHECKPOINTS, EXACT, HEADLINE, WAYS
 from bench.jobs import Job
 
 CACHE = Path(__file__).parents[1] / ".cache" / "activations"
 NUM_SEEDS = 5
 LEARNT = tuple(way for way in WAYS if way != CHECKPOINTS)
-TIMED = (EXACT, HEADLINE, "COMET, 12x", CHECKPOINTS)
-COMPARED = ("COMET, 12x", "COMET, 20x")
-BATCHED = (EXACT, HEADLINE, "COMET, 12x")
+TIMED = (EXACT, HEADLINE, "COMET, 13x", CHECKPOINTS)
+COMPARED = ("COMET, 13x", "COMET, 21x")
+BATCHED = (EXACT, HEADLINE, "COMET, 13x")
 """Ways whose accuracy, whose times and memory, whose errors, and whose largest batch are measured."""
 
 
@@ -53,7 +53,12 @@ class Run(Job):
     @property
     def depends_on(self) -> dict[str, Any]:
         notes = {way: WAYS[way].note for way in self.ways}
-        return {"run": msgspec.to_builtins(self), "scale": msgspec.to_builtins(SCALES[self.scale]), "notes": notes}
+        return {
+            "run": msgspec.to_builtins(self),
+            "scale": msgspec.to_builtins(SCALES[self.scale]),
+            "rate": RATES.get(self.network, USUAL_RATE),
+            "notes": notes,
+        }
 
     @property
     def arguments(self) -> list[str]:

@@ -15,14 +15,13 @@ MEMORY_CHART, ACCURACY_CHART = ASSETS / "activation-memory.svg", ASSETS / "activ
 def activation_tables(record: Record) -> str:
     """Return the table in the shape of the paper's, and what else was measured."""
     plan, scales = record.optimization, record.architecture["scales"]
-    charts = [f"![{text}](assets/{path.name})" for text, path in _CHARTS.items() if path.exists()]
     networks = ", ".join(
         f"{name} with {count:,} parameters" for name, count in record.architecture["num_parameters"].items()
     )
     paper = record.data["paper"]
     return "\n\n".join(
         [
-            *charts,
+            *([pictures()] if pictures() else []),
             f"{networks}; {plan['num_images']:,} images of {record.data['images']}, {plan['num_epochs']} epochs, "
             f"batches of {scales['accuracy']['batch']}, {record.data['num_seeds']} seeds, {plan['num_tested']:,} test "
             "images. The scale is small: the order of the ways is the claim. "
@@ -51,6 +50,11 @@ def activation_tables(record: Record) -> str:
             "\n".join(f"- {way}: {note}" for way, note in record.encoding["ways"].items()),
         ]
     )
+
+
+def pictures() -> str:
+    """Return the charts that are there, as a page shows them."""
+    return "\n\n".join(f"![{text}](assets/{path.name})" for text, path in _CHARTS.items() if path.exists())
 
 
 _CHARTS = {

@@ -46,19 +46,21 @@ def _comet(**settings: Any) -> Callable[[Trainer], AbstractContextManager]:
     return lambda trainer: whole(trainer.model, trainer.optimizer)
 
 
-EXACT, CHECKPOINTS, HEADLINE, FORERUNNER = "exact", "checkpoints", "COMET, 6x", "COMET, 12x, fixed"
+EXACT, CHECKPOINTS, HEADLINE, FORERUNNER = "exact", "checkpoints", "COMET, 6x", "COMET, 13x, fixed"
 WAYS: dict[str, Way] = {
     EXACT: Way("float32, as PyTorch keeps it", lambda _: nullcontext()),
-    "bfloat16": Way("values in 16 bits; masks and indices as in COMET", lambda _: Keeper(BFloat16())),
+    "bfloat16": Way(
+        "values in 16 bits; masks and indices as in COMET", lambda trainer: Keeper(trainer.model, BFloat16())
+    ),
     "4 bits": Way(
         "stochastic rounding, groups of 256, after ActNN; masks and indices as in COMET",
-        lambda trainer: Keeper(Groups(4, trainer.seed)),
+        lambda trainer: Keeper(trainer.model, Groups(4, trainer.seed)),
     ),
-    "2 bits": Way("the same with 2 bits", lambda trainer: Keeper(Groups(2, trainer.seed))),
+    "2 bits": Way("the same with 2 bits", lambda trainer: Keeper(trainer.model, Groups(2, trainer.seed))),
     HEADLINE: Way("`COMET(memory_ratio=6)`", _comet(memory_ratio=6)),
-    "COMET, 12x": Way("`COMET(memory_ratio=12)`", _comet(memory_ratio=12)),
-    "COMET, 20x": Way("`COMET(memory_ratio=20)`", _comet(memory_ratio=20)),
-    FORERUNNER: Way("`COMET(memory_ratio=12, adaptive=False)`", _comet(memory_ratio=12, adaptive=False)),
+    "COMET, 13x": Way("`COMET(memory_ratio=13)`", _comet(memory_ratio=13)),
+    "COMET, 21x": Way("`COMET(memory_ratio=21)`", _comet(memory_ratio=21)),
+    FORERUNNER: Way("`COMET(memory_ratio=13, adaptive=False)`", _comet(memory_ratio=13, adaptive=False)),
     CHECKPOINTS: Way(f"`torch.utils.checkpoint` in {NUM_SEGMENTS} segments; bytes are not counted", _checkpoints),
 }
 """Name -> way."""
