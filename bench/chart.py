@@ -1,4 +1,4 @@
-"""The charts: that of the README (ratio and speeds on bfloat16 weights), and rate and distortion of fields.
+"""The charts: that of the README (ratio and speeds on bfloat16 weights), and those of the pages.
 
 SVG from records, written by hand, so that the bytes depend on the record alone; a style sheet inside follows the
 reader's light or dark theme. Run ``python -m bench.chart`` after the benchmarks.
@@ -13,7 +13,8 @@ from functools import partial
 from html import escape
 from pathlib import Path
 
-from bench import aesz, contrastive_chart, curves, frontier, sharded_chart
+from bench import activation_chart, aesz, contrastive_chart, curves, frontier, sharded_chart
+from bench.activation_tables import ACCURACY_CHART, MEMORY_CHART
 from bench.comm_tables import SHARDED_CHART
 from bench.contrastive_tables import CONTRASTIVE_CHART
 from bench.tables import AESZ_CHART, ASSETS, DEEPSZ_CHART, GIVEN, RATE_DISTORTION_CHART, records
@@ -107,6 +108,8 @@ CHARTS: dict[Path, tuple[str, Callable[[Record], str]]] = {
     DEEPSZ_CHART: ("deepsz", frontier.draw),
     SHARDED_CHART: ("sharded", sharded_chart.draw),
     CONTRASTIVE_CHART: ("contrastive", contrastive_chart.draw),
+    MEMORY_CHART: ("activations", activation_chart.draw_memory),
+    ACCURACY_CHART: ("activations", activation_chart.draw_accuracy),
 }
 """File -> the record that it shows, and what draws it."""
 
