@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.markdown import markdown
+from bench.markdown import markdown, ours_bold
 from trimtab.records import Metric, Record
 
 ASSETS = Path(__file__).parent.parent / "docs" / "assets"
@@ -48,6 +48,24 @@ def activation_tables(record: Record) -> str:
                 list(_batches(record)),
             ),
             "\n".join(f"- {way}: {note}" for way, note in record.encoding["ways"].items()),
+        ]
+    )
+
+
+def blocks_table(record: Record) -> str:
+    """Return what a core packs and unpacks of activations, a row a contender."""
+    rows = []
+    for subject in record.data["subjects"]:
+        for key in [key for key in record.metrics if key.startswith(f"{subject}/") and key.endswith("/bits")]:
+            name = key.split("/")[-2]
+            bits, encode, decode = (record.metrics[f"{subject}/{name}/{what}"] for what in ("bits", "encode", "decode"))
+            rows.append([subject, ours_bold(name), f"{bits.value:.2f}", f"{encode.value:.2f}", f"{decode.value:.2f}"])
+    return "\n\n".join(
+        [
+            f"{record.data['num_elements']:,} elements, drawn from a seed; bounds are parts of their deviation before "
+            "rectifying. Speeds are GB/s of float32, one thread, with the memory of the results. 4 bits and bfloat16 "
+            "promise no bound.",
+            markdown(["", "", "bits a value", "encode", "decode"], rows),
         ]
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.activation_tables import activation_tables
+from bench.activation_tables import activation_tables, blocks_table
 from bench.comm_tables import (
     contrastive_wire_table,
     embedding_tables,
@@ -484,6 +484,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "contrastive": ("Contrastive training with small batches", contrastive_tables),
     "solar_plan": ("Feeding training: SOLAR's plan", solar_plan_tables),
     "contrastive_wire": ("What contrastive losses send", contrastive_wire_table),
+    "blocks": ("The block coder of activations", blocks_table),
     "activations": ("Activations kept compressed", activation_tables),
     "gpu": ("On a GPU", gpu_table),
 }
