@@ -246,8 +246,11 @@ def batch(network: str, ways: Sequence[str], scale: Scale, seed: int) -> dict[st
 def _bytes(
     model: nn.Module, loss: Callable[[int], torch.Tensor], size: int, comet: CompressedActivations | None
 ) -> int:
-    """Return the bytes that a step keeps: counted here where nothing is compressed, and told by COMET's report."""
-    keeping = comet or Keeper(model, BFloat16())
+    """Return the bytes that a step keeps: counted here where nothing is compressed, told by COMET's report else.
+
+    COMET's bounds are those by which the batch was chosen: of a twin, which does not go on to choose others.
+    """
+    keeping = comet.twin(measuring=False) if comet else Keeper(model, BFloat16())
     with keeping:
         loss(size).backward()
     return keeping.saved_bytes if isinstance(keeping, Keeper) else keeping.report["saved_bytes_after"]

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import harness
 from bench.activation_networks import DEEP, MOMENTUM, RATES, SCALES, TRAINED, USUAL_RATE, WEIGHT_DECAY
-from bench.activation_runs import COMPARED, accuracy_runs, larger, memory_runs, step_runs
+from bench.activation_runs import COMPARED, SMALLER, accuracy_runs, larger, memory_runs, step_runs
 from bench.activation_runs import batch_runs as all_batch_runs
 from bench.activation_runs import noise_runs as all_noise_runs
 from bench.activation_tables import activation_tables
@@ -27,8 +27,6 @@ from trimtab.records import Bar, Metric, Record
 LEAST_RATIO, MOST_LOST, MOST_SLOWER, MOST_OFF = 6.0, 0.3, 1.35, 0.15
 LEAST_TIMES = {"4 bits": 1.5, "bfloat16": 2.0}
 """Peer -> how many times smaller than it COMET must be, at its accuracy."""
-SMALLER = {"VGG": "COMET, 21x", "ResNet": "COMET, 13x"}
-"""Network -> the way that is compared with the peers: pooling indices and masks make ratios of the VGG larger."""
 PAPER = {"COMET": "up to 13.5x of memory, five networks on ImageNet", "beside": "1.8x of another compression's"}
 
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -233,7 +231,7 @@ def _bars(metrics: Mapping[str, Metric]) -> list[Bar]:
         wide = max((key for key in metrics if key.startswith(f"{network}, ")), key=_width).split("/")[0]
         slower = metrics[f"{wide}/{HEADLINE}/times"].value
         bars.append(_at_most(f"{wide}: time of a step beside exact, {HEADLINE}", MOST_SLOWER, slower))
-        for way in COMPARED:
+        for way in COMPARED[network]:
             ratios = [
                 m.value
                 for key, m in metrics.items()

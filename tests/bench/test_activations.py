@@ -214,7 +214,7 @@ def test_tables_and_charts(record):
     assert "13.5x" in text and "| ResNet | COMET, 13x | 2 | 1.10 | 1.10 | 2.00 |" in text
     memory, accuracy = draw_memory(record), draw_accuracy(record)
     assert memory.count("<polyline") == len(activation_runs.TIMED)
-    assert accuracy.count('r="4.5"') == 2 * len(RATIOS)
+    assert accuracy.count('r="4.5"') == 2 * len(RATIOS) - 1
     assert all(len(curve["points"]) <= 400 for curve in record.data["resident"]["ways"].values())
 
 
