@@ -107,6 +107,8 @@ def provenance(record: Record) -> str:
         how.append(f"medians of {record.inference['num_rounds']} rounds")
     if "clock" in record.inference:
         how.append(f"clock: {record.inference['clock']}")
+    if "counted" in record.inference:
+        how.append(record.inference["counted"])
     versions = ", ".join(f"{package} {version}" for package, version in record.versions.items())
     where = f"{machine['processor']}, {machine['num_cores']} cores ({', '.join(machine['instruction_sets'])})"
     return (
