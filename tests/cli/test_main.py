@@ -87,7 +87,7 @@ def test_usage_mistakes_are_one_line(trimtab, args, word):
 def test_codecs_on_offer_are_those_that_exist():
     options = {option.name: option for option in pack.verb.params}
     assert {"model", "sparse"} <= options.keys()
-    assert {*options["codec"].type.choices, "aesz", "sparse"} == set(codec_ids())
+    assert {*options["codec"].type.choices, "aesz", "sparse", "blocks"} == set(codec_ids())  # blocks is for memory
 
 
 def test_warnings_are_one_line_without_source(trimtab, field, tmp_path, monkeypatch):

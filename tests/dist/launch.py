@@ -39,7 +39,7 @@ def run_ranks(
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
-    logs = [folder / f"{'-'.join(arguments) or 'run'}-{rank}.log".replace("/", "_") for rank in range(num_ranks)]
+    logs = [folder / f"{module}-{rank}.log" for rank in range(num_ranks)]
     processes: list[subprocess.Popen] = []
     try:
         for rank, log in enumerate(logs):

@@ -74,9 +74,12 @@ def test_every_layer_of_a_network(make):
             entry[1] += found["predicted"] ** 2
     assert len(squares) == sum(isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d) for m in model.modules())
     off = {name: math.sqrt(measured / predicted) for name, (measured, predicted) in squares.items()}
-    # what few weights say of a standard deviation is itself uncertain: by 1 / sqrt(2 n)
-    sizes = {name.removesuffix(".weight"): p.numel() for name, p in model.named_parameters()}
-    assert all(abs(value - 1) < 0.15 + 2 / math.sqrt(2 * 4 * sizes[name]) for name, value in off.items()), off
+    # what few weights say of a standard deviation is itself uncertain: by 1 / sqrt(2 n); and errors of neighbouring
+    # pixels, which correlate, do not average out over a single channel
+    weights = {name.removesuffix(".weight"): p for name, p in model.named_parameters()}
+    for name, value in off.items():
+        first = weights[name].dim() == 4 and weights[name].shape[1] == 1
+        assert abs(value - 1) < (0.4 if first else 0.15) + 2 / math.sqrt(2 * 4 * weights[name].numel()), off
 
 
 def train(model: nn.Module, seed: int) -> Tensor:
