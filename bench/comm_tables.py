@@ -142,9 +142,9 @@ def tensor_tables(record: Record) -> str:
             f"A GPT of {shape['num_blocks']} blocks, {shape['num_parameters'] / 1e6:.2f} million parameters, on "
             f"{record.inference['num_ranks']} ranks, each a node; {plan['num_steps']} steps, "
             f"{record.data['num_seeds']} seeds, {record.data['text']}. Bytes are the "
-            "interface's; speeds are those of a step beside the exact way, on links whose rate makes exact communication "
-            f"as long as computation were they apart; its share of the step was {links}. The scale is small: the order "
-            "of the ways is the claim.",
+            "interface's; speeds are those of a step beside the exact way, on links whose rate makes exact "
+            f"communication as long as computation were they apart; its share of the step was {links}. The scale is "
+            "small: the order of the ways is the claim.",
             markdown(heads, rows),
             "\n".join(f"- {way}: {note}" for way, note in record.encoding["ways"].items()),
         ]
