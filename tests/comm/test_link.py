@@ -50,6 +50,7 @@ def test_ranks_measure_the_link_and_agree():
     assert found[0]["slow"]["compress"] is True
     assert found[0]["measured"]["compress"] is False
     assert "codec_seconds is inf" in found[0]["refused"]
+    assert found[0]["mesh"]["bytes_per_second"] == 1e6  # of another column of the mesh
     assert result.nodes[0].sent_bytes < 40e6
 
 
@@ -64,12 +65,17 @@ def measure_and_decide() -> dict:
     mine = link.Link(bytes_per_second=(4 - rank) * 1e6, latency_seconds=0.0)
     slow = planner.decide(nodes, exact_bytes=100e6 - rank, packed_bytes=2e6, codec_seconds=(1 + rank) / 10, link=mine)
     measured = planner.decide(exact_bytes=1e6, packed_bytes=9e5, codec_seconds=float(rank == 3))
+    rows = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    mesh = planner.decide(
+        pairs[rank % 2], exact_bytes=1e6, packed_bytes=9e5, codec_seconds=0.0, link=mine, across=[rows[rank // 2]]
+    )
     try:
         planner.decide(exact_bytes=1, packed_bytes=1, codec_seconds=math.nan if rank == 1 else 0.0, link=mine)
     except UsageError as error:
         refused = str(error)
     dist.destroy_process_group()
-    return {"between": between.report, "slow": slow.report, "measured": measured.report, "refused": refused}
+    plans = {"slow": slow.report, "measured": measured.report, "mesh": mesh.report}
+    return {"between": between.report, **plans, "refused": refused}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -109,6 +110,7 @@ def decide(
     packed_bytes: float,
     codec_seconds: float,
     link: Link | None = None,
+    across: Sequence[dist.ProcessGroup] = (),
 ) -> Plan:
     """Predict a step together and return the same plan on every rank.
 
@@ -120,6 +122,7 @@ def decide(
         packed_bytes: as in `predict`.
         codec_seconds: as in `predict`.
         link: this rank's; None on all ranks measures it now.
+        across: groups along the other axes of a mesh, whose ranks all decide alike too.
 
     Raises:
         UsageError: a number makes no sense, on every rank if on one; or there is one rank.
@@ -133,7 +136,9 @@ def decide(
     mine = [exact_bytes, packed_bytes, codec_seconds, link.latency_seconds, 1 / rate if rate > 0 else float("inf")]
     # a maximum with NaN differs between backends; an infinity ends in the same error on every rank
     mine = [value if value >= 0 else float("inf") for value in mine]
-    exact_bytes, packed_bytes, codec_seconds, latency, slowness = links.agree(group or _default_group(), mine)
+    for among in (group or _default_group(), *across):
+        mine = links.agree(among, mine)
+    exact_bytes, packed_bytes, codec_seconds, latency, slowness = mine
     agreed = Link(bytes_per_second=1 / slowness if slowness else float("inf"), latency_seconds=latency)
     return predict(agreed, exact_bytes=exact_bytes, packed_bytes=packed_bytes, codec_seconds=codec_seconds)
 

@@ -5,10 +5,11 @@ SDP4Bit: Jia et al., NeurIPS 2024, arXiv 2410.15526; `trimtab.comm.sharded` says
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import msgspec
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -143,6 +144,7 @@ def _attach_sharded(model: nn.Module, settings: Sharded, planned: bool) -> Shard
         (gather.size if replicas else gather.local_size),
         settings.gradients[1],
         settings.weights,
+        across=(gather.group,) if replicas else (),
     )
     return (settings if plan is None or plan.compress else exact)(model, plan=plan)
 
@@ -174,6 +176,7 @@ def _planned(
     ranks_per_node: int,
     gradients: Any,
     weights: Any,
+    across: Sequence[dist.ProcessGroup] = (),
 ) -> Plan | None:
     """Return the plan, the same on all ranks, for the exact choice and the packed one; None for a single rank."""
     if top.size == 1:
@@ -189,4 +192,4 @@ def _planned(
         speed=speed,
     )
     exact, packed = (float(sent(choice)) for choice in choices)
-    return decide(top, exact_bytes=exact, packed_bytes=packed, codec_seconds=step.codec_seconds)
+    return decide(top, exact_bytes=exact, packed_bytes=packed, codec_seconds=step.codec_seconds, across=across)
