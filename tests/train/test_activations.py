@@ -268,7 +268,7 @@ def test_memory_that_is_used_again_is_another_tensor():
 def test_views_are_kept_without_the_rest():
     layer = nn.Linear(64, 64, bias=False)
     comet = COMET()(layer)
-    x = torch.randn(64, 10, 64)
+    x = torch.randn(64, 10, 64, requires_grad=True) * 1
     with comet:
         found = seen(layer, layer(x[:, 3]))
     assert comet.report["saved_bytes_before"] == x.nbytes
@@ -487,11 +487,17 @@ def test_autocast():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_compiled_function_is_refused():
+    compiled = torch.compile(lambda x: F.gelu(x) * 2, backend="aot_eager")
+    with pytest.raises(tt.UsageError, match="compile"), COMET()(vgg()):
+        compiled(torch.randn(64, 64, requires_grad=True))
+
+
 def test_compiled_model_is_refused():
     with pytest.raises(tt.UsageError, match="compile"):
-        COMET()(torch.compile(vgg()))
+        COMET()(torch.compile(vgg(), backend="aot_eager"))
     model = nn.Sequential(vgg())
-    model[0] = torch.compile(model[0])
+    model[0] = torch.compile(model[0], backend="aot_eager")
     with pytest.raises(tt.UsageError, match="compile"):
         COMET()(model)
 

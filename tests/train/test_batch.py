@@ -70,6 +70,16 @@ def test_leaves_the_model_alone(model):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_slice_of_a_data_set_counts_as_a_batch(model):
+    x, y = images(64)
+
+    def loss_of_slice(num: int) -> Tensor:
+        return F.cross_entropy(model(x[:num]), y[:num])
+
+    budget = saved(model, 20)
+    assert largest_batch(model, loss_of_slice, budget=budget, probes=(4, 8)).batch_size == 20
+
+
 def test_smaller_than_the_probes(model):
     budget = saved(model, 3)
     assert largest_batch(model, lambda num: loss_of(model, num), budget=budget, probes=(8, 16)).batch_size == 3

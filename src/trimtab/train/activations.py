@@ -48,8 +48,8 @@ class COMET(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     Attributes:
         tolerance: standard deviation of the noise of a weight's gradient, as a part of its mean absolute momentum (of
             its gradient, where the optimizer has no momentum). 0.01, the paper's, unless `memory_ratio` is given.
-        memory_ratio: instead of a tolerance, how many times smaller all that is saved is to be; the tolerance that all
-            layers share is then the smallest that is predicted to do.
+        memory_ratio: instead of a tolerance, how many times smaller all that is saved is to be, at least; the tolerance
+            that all layers share is then the smallest that is predicted to do, but not below 0.001.
         codec: what packs values within a bound: `trimtab.codecs.Blocks` by default, or `trimtab.codecs.SZ`.
         model: how noise is predicted: "closed", a formula without a constant, or "comet", the paper's form.
         adaptive: False for the fixed schedule of the paper's forerunner (arXiv 2011.09017): each layer keeps the bound

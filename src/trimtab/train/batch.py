@@ -31,9 +31,9 @@ class BatchChoice:
     num_bytes: int
     """What a step of this size keeps for the backward pass, measured."""
     samples_per_second: float
-    """Predicted from the probes: forward and backward passes, without the optimizer's step."""
+    """Of a step of this size, the faster of two: forward and backward passes, without the optimizer's step."""
     report: dict[str, Any]
-    """The budget, the steps that were run (batch, bytes, seconds), and the lines through them."""
+    """The budget, the steps that were run (batch, bytes, seconds), and the line through bytes."""
 
     def __repr__(self) -> str:
         return (
@@ -74,7 +74,6 @@ def largest_batch(
         return trials[size][0]
 
     line = _line((few, measure(few)), (many, measure(many)))
-    seconds = _line((few, trials[few][1]), (many, trials[many][1]))
     for _ in range(_MOST_TRIALS):
         fitting = [size for size, (num_bytes, _) in trials.items() if num_bytes <= budget]
         failing = [size for size, (num_bytes, _) in trials.items() if num_bytes > budget]
@@ -92,16 +91,14 @@ def largest_batch(
             "raise the budget, or compress more (COMET's memory_ratio)"
         )
     best = max(fitting)
-    predicted = max(seconds[0] + seconds[1] * best, 1e-9)
+    num_bytes, seconds = trials[best]
     report = {
         "budget_bytes": budget,
         "trials": [{"batch": size, "bytes": b, "seconds": s} for size, (b, s) in sorted(trials.items())],
         "fixed_bytes": line[0],
         "bytes_per_sample": line[1],
-        "fixed_seconds": seconds[0],
-        "seconds_per_sample": seconds[1],
     }
-    return BatchChoice(best, trials[best][0], best / predicted, report)
+    return BatchChoice(best, num_bytes, best / seconds, report)
 
 
 def _line(a: tuple[int, float], b: tuple[int, float]) -> tuple[float, float]:

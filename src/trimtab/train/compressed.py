@@ -178,6 +178,8 @@ class CompressedActivations:
         if isinstance(x, nn.Parameter):
             return Exact(x)
         call = self._call
+        if call is _NOWHERE and _is_compiled():
+            raise UsageError(f"a function {_COMPILED}")
         if self._backward_ran and call is not _NOWHERE and call.name not in ("backward", "grad"):
             self._begin_step()
         if type(x) is not Tensor or x.layout is not torch.strided:
@@ -472,10 +474,23 @@ def _check_model(model: nn.Module) -> None:
         raise UsageError(f"expected a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            raise UsageError(
-                f"module {name or type(module).__name__!r} went through torch.compile, which fuses the functions whose "
-                "saved tensors COMET tells apart; use it without torch.compile"
-            )
+            raise UsageError(f"module {name or type(module).__name__!r} {_COMPILED}")
+
+
+_COMPILED = (
+    "went through torch.compile, which fuses the functions whose saved tensors COMET tells apart; use it without "
+    "torch.compile"
+)
+
+
+def _is_compiled() -> bool:
+    """Whether code that `torch.compile` made is saving a tensor."""
+    frame, depth = sys._getframe(2), 0
+    while frame is not None and depth < 3:  # torch.autograd.Function.apply stands between
+        if frame.f_globals.get("__name__", "").startswith("torch._functorch._aot_autograd"):
+            return True
+        frame, depth = frame.f_back, depth + 1
+    return False
 
 
 def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -14,7 +14,8 @@ from trimtab.codecs import Codec
 from trimtab.train.gradient_error import NOTHING, PAPER_CONSTANT, Curve
 from trimtab.train.saved import Layout
 
-_LEAST, _MOST = 1e-8, 1e4
+_LEAST, _MOST = 1e-3, 1e4  # of tolerances: noise of a thousandth of the momentum is none, whatever bytes are allowed
+_LEAST_PART = 1e-6  # of the root mean square of an input
 _HEADROOM = 1.01  # bytes aim a hundredth below what was asked for
 _LEEWAY = 1.03  # bounds are chosen anew where bytes are so much below it
 
@@ -103,18 +104,21 @@ class Controller:
         """Set the bounds of the layers; the step before saved `before` bytes and kept `after`."""
         layers = [layer for layer in layers if layer.is_measured]
         if self._ratio is not None and layers:
-            self.tolerance = self._least(layers, before, after, self._bounds)
+            self.tolerance = self._least(layers, before, after, self._bounds, _LEAST)
         if self.tolerance is not None:
             self._set(layers, self._bounds(layers, self.tolerance))
 
     def scale(self, layers: Iterable[Layer], before: int, after: int) -> None:
         """Set bounds to one part of each layer's root mean square, so that the bytes are met: the fixed schedule."""
         layers = [layer for layer in layers if layer.curve is not NOTHING and layer.num_values > 0]
-        self._set(layers, _parts(layers, self._least(layers, before, after, _parts)))
+        self._set(layers, _parts(layers, self._least(layers, before, after, _parts, _LEAST_PART)))
 
     def is_off(self, before: int, after: int) -> bool:
-        """Whether the bytes of a step are not those that were asked for."""
-        return self._ratio is not None and after > 0 and not 1 <= before / after / self._ratio <= _LEEWAY
+        """Whether the bytes of a step are not those that were asked for; fewer are welcome if noise is the least."""
+        if self._ratio is None or self.tolerance is None or not after:
+            return False
+        reached = before / after / self._ratio
+        return reached < 1 or (reached > _LEEWAY and self.tolerance > _LEAST)
 
     @staticmethod
     def _set(layers: list[Layer], bounds: list[float]) -> None:
@@ -142,9 +146,14 @@ class Controller:
         return _shared(layers, bounds)
 
     def _least(
-        self, layers: list[Layer], before: int, after: int, bounds: Callable[[list[Layer], float], list[float]]
+        self,
+        layers: list[Layer],
+        before: int,
+        after: int,
+        bounds: Callable[[list[Layer], float], list[float]],
+        least: float,
     ) -> float:
-        """Return the least tolerance at which the bytes are predicted to be as few as asked for."""
+        """Return what, from `least` up, `bounds` has to be given so that as few bytes as asked for are predicted."""
         assert self._ratio is not None
         aim = before / (self._ratio * _HEADROOM)
         fixed = after - sum(layer.num_bytes for layer in layers)
@@ -157,7 +166,9 @@ class Controller:
                 if layer.shares is None
             )
 
-        low, high = math.log(_LEAST), math.log(_MOST)
+        if predicted(least) <= aim:
+            return least
+        low, high = math.log(least), math.log(_MOST)
         if predicted(_MOST) > aim:
             if not self._warned:
                 self._warned = True

@@ -22,7 +22,10 @@ class Row:
 
 
 class Tally:
-    """The rows of one step. A storage counts once, in the row that keeps its values, whole, as autograd retains it."""
+    """The rows of one step. A storage counts once, in the row that keeps its values, whole, as autograd retains it.
+
+    Of a slice of data that needs no gradient, the slice alone counts: the rest is in memory anyhow.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], Row] = {}
@@ -40,7 +43,7 @@ class Tally:
         owner = self._owners.get(storage)
         if owner is row or (owner is not None and not owns):
             return
-        num_bytes = x.untyped_storage().nbytes()
+        num_bytes = _retained(x)
         if owner is not None:
             owner.before -= num_bytes
         row.before += num_bytes
@@ -51,7 +54,7 @@ class Tally:
         if storage in self._exact:
             return 0
         self._exact.add(storage)
-        return x.untyped_storage().nbytes()
+        return _retained(x)
 
     def keep(self, row: Row, how: str, num_bytes: int) -> None:
         """Count bytes that are kept; negative ones take back."""
@@ -76,3 +79,9 @@ class Tally:
             for how, num_bytes in row.kept.items():
                 entry["kept_bytes"][how] = entry["kept_bytes"].get(how, 0) + num_bytes
         return found
+
+
+def _retained(x: Tensor) -> int:
+    """Return the bytes that keeping a tensor retains."""
+    base = x._base
+    return x.nbytes if base is not None and not base.requires_grad else x.untyped_storage().nbytes()
