@@ -273,7 +273,7 @@ def test_views_are_kept_without_the_rest():
         found = seen(layer, layer(x[:, 3]))
     assert comet.report["saved_bytes_before"] == x.nbytes
     assert comet.report["saved_bytes_after"] < x.nbytes / 50
-    assert float((found - x[:, 3]).abs().max()) < 0.1
+    assert float((found - x[:, 3].detach()).abs().max()) < 0.1
 
 
 def test_change_in_place_is_an_error_as_without():
