@@ -34,28 +34,31 @@ def widened(x: np.ndarray) -> np.ndarray:
     return y
 
 
-def encoded(twin, x: np.ndarray, error: float) -> tuple[bytes, bytes, float]:
+def encoded(twin, x: np.ndarray, error: float, start: int = ref.PLAIN) -> tuple[bytes, bytes, float]:
     sizes = np.full(-(-x.size // ref.CHUNK), 9, np.uint16)
     out = np.full(ref.most_bytes(x.size, x.itemsize), 9, np.uint8)
-    settings = np.float32(error), ROUNDING[x.dtype.name], sizes, out
+    settings = np.float32(error), ROUNDING[x.dtype.name], start, sizes, out
     num_bytes, total = twin.encode(widened(x), x.view(np.uint8), *settings)
     return sizes.tobytes(), out[:num_bytes].tobytes(), total
 
 
-def decoded(twin, sizes: bytes, data: bytes, error: float, x: np.ndarray) -> tuple[int, np.ndarray]:
+def decoded(
+    twin, sizes: bytes, data: bytes, error: float, x: np.ndarray, start: int = ref.PLAIN
+) -> tuple[int, np.ndarray]:
     y = np.full(x.size, 9, np.float32)
     # the data ends where its memory does, but for what the last chunks are copied for
     parts = np.frombuffer(data, np.uint8), np.frombuffer(sizes, np.uint16)
-    return twin.decode(*parts, np.float32(error), x.itemsize, y), y
+    return twin.decode(*parts, np.float32(error), start, x.itemsize, y), y
 
 
+@pytest.mark.parametrize("start", [ref.PLAIN, 0, 2**32 - 1000])
 @pytest.mark.parametrize("error", [0.0, 1e-45, 1e-5, 2.0**-10, 0.25, 3.0, 1e6, 2.0**127])
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 1023, 1024, 1025, 5000])
-def test_twins_agree(size: int, error: float) -> None:
+def test_twins_agree(size: int, error: float, start: int) -> None:
     for x in (activations("float32", size), np.maximum(activations("float32", size), 0)):
-        (sizes, data, total), other = (encoded(twin, x, error) for twin in TWINS)
+        (sizes, data, total), other = (encoded(twin, x, error, start) for twin in TWINS)
         assert (sizes, data, total) == other
-        (num_kept, y), (other_kept, z) = (decoded(twin, sizes, data, error, x) for twin in TWINS)
+        (num_kept, y), (other_kept, z) = (decoded(twin, sizes, data, error, x, start) for twin in TWINS)
         assert num_kept == other_kept >= 0
         assert np.array_equal(y.view("i4"), z.view("i4"))
         restored = [y.copy(), y.copy()]
@@ -69,19 +72,21 @@ def test_twins_agree(size: int, error: float) -> None:
         assert np.array_equal(np.sign(restored[0][finite]), np.sign(x[finite]))
 
 
+@pytest.mark.parametrize("start", [ref.PLAIN, 12345])
 @pytest.mark.parametrize("error", [2.0**-24, 2.0**-8, 0.25, 0.15625, 16.0])
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
-def test_twins_agree_on_short_floats(name: str, error: float) -> None:
+def test_twins_agree_on_short_floats(name: str, error: float, start: int) -> None:
     x = activations(name, 5000)
-    (sizes, data, total), other = (encoded(twin, x, error) for twin in TWINS)
+    (sizes, data, total), other = (encoded(twin, x, error, start) for twin in TWINS)
     assert (sizes, data, total) == other
-    assert np.array_equal(*(decoded(twin, sizes, data, error, x)[1] for twin in TWINS))
+    assert np.array_equal(*(decoded(twin, sizes, data, error, x, start)[1] for twin in TWINS))
 
 
 def test_every_float16_is_rounded_alike() -> None:
     x = np.arange(1 << 16).astype(np.uint16).view(np.float16)
     for error in (2.0**-24, 2.0**-15, 31.0):
-        assert len({encoded(twin, x, error) for twin in TWINS}) == 1
+        for start in (ref.PLAIN, 7):
+            assert len({encoded(twin, x, error, start) for twin in TWINS}) == 1
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0, 40.0, 1e4, 1e6])

@@ -8,11 +8,17 @@ bit or more less than with fixed lengths.
 
 No element becomes zero or changes its sign, so a ReLU's backward pass can read its mask off the decoded array.
 
+Rounding errors are a function of the elements: where these are smooth, so are the errors, and sums over many elements
+have more error than independent errors would make. With `dither` they have not: the edges of the bins move from element
+to element, in a way that both sides compute from the element's place and a number, `start` (subtractive dither,
+Roberts, IRE Transactions on Information Theory, 1962). Bound, zeros and signs hold all the same.
+
 The entry
 =========
 Elements are float32, float16 or bfloat16, in C order. Numbers are little-endian. params: ``error``, a float64 that
-float32 holds too: the e of `trimtab.kernels.blocks`, which defines the chunks of 1024 elements. Decoded float32 are
-rounded to the dtype of the array; elements of kept blocks are as they are.
+float32 holds too: the e of `trimtab.kernels.blocks`, which defines the chunks of 1024 elements; and ``start``, from 0
+to 2^32 - 1, that of its dither, which is left out where there is none. Decoded float32 are rounded to the dtype of the
+array; elements of kept blocks are as they are.
 
 - ``sizes``: for each chunk a uint16, its bytes
 - ``data``: the chunks, one after another
@@ -34,7 +40,7 @@ from trimtab.codecs.embedding import absolute_limit
 from trimtab.codecs.stream import Stream
 from trimtab.dtypes import dtype_name, numpy_dtype
 from trimtab.errors import BoundError, Corrupt, ShapeError
-from trimtab.kernels.blocks.ref import BFLOAT16, CHUNK, FLOAT16, NONE, most_bytes
+from trimtab.kernels.blocks.ref import BFLOAT16, CHUNK, FLOAT16, NONE, PLAIN, most_bytes
 from trimtab.packed import Header, Packed
 
 SLICE = 1 << 18
@@ -52,6 +58,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What the decoder multiplies codes with."""
 
     error: Annotated[float, msgspec.Meta(ge=0)]
+    start: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.error) or self.error > 2.0**127 or float(np.float32(self.error)) != self.error:
@@ -66,8 +73,20 @@ class Estimate(NamedTuple):
     """The sum over all elements."""
 
 
-class Blocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="id", tag="blocks"):
+class Blocks(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    tag_field="id",
+    tag="blocks",
+):
     """Pack activations within `Abs` or `Rel`, fast; zeros stay zeros and signs stay signs.
+
+    Attributes:
+        dither: whether errors are like independent random numbers, so that they average out. The same array makes the
+            same bytes nevertheless.
 
     >>> x = np.maximum(np.random.default_rng(0).standard_normal((64, 4096), dtype=np.float32), 0)
     >>> packed = Blocks().encode(x, Abs(0.25))
@@ -75,6 +94,8 @@ class Blocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     >>> x.nbytes / packed.num_bytes > 15, Abs(0.25).allows(x, y), np.array_equal(x > 0, y > 0)
     (True, True, True)
     """
+
+    dither: bool = False
 
     id: ClassVar[str] = "blocks"
     fixed_size: ClassVar[bool] = False
@@ -90,24 +111,30 @@ class Blocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """
         return self.encode_measured(x, bound)[0]
 
-    def encode_measured(self, x: np.ndarray, bound: Bound) -> tuple[Packed, float]:
-        """Pack as `encode` does; return also the sum of the squared errors of all elements, which costs nothing."""
+    def encode_measured(self, x: np.ndarray, bound: Bound, *, start: int = 0) -> tuple[Packed, float]:
+        """Pack as `encode` does; return also the sum of the squared errors of all elements, which costs nothing.
+
+        Dither begins at `start`, modulo 2^32, as with `encode` at 0: arrays whose errors are to be independent of each
+        other need starts that are far apart, such as multiples of a large odd number.
+        """
         if not isinstance(bound, Abs | Rel):
             raise BoundError(f"codec 'blocks' promises Abs or Rel; got {bound} at $.bound")
         flat = _flat(x)
         name = dtype_name(flat.dtype)
         error = error_step(absolute_limit(bound, flat), name)
+        start = start % 2**32 if self.dither else PLAIN
         sizes = np.empty(-(-flat.size // CHUNK), np.uint16)
         num_slices = -(-flat.size // SLICE)
         stream, totals = Stream(most_bytes(flat.size, flat.itemsize)), [0.0] * num_slices
 
         def work(index: int) -> None:
             part_sizes = sizes[index * SLICE // CHUNK :][: SLICE // CHUNK]
-            data, totals[index] = _encode_slice(flat[index * SLICE : (index + 1) * SLICE], error, part_sizes)
+            part = flat[index * SLICE : (index + 1) * SLICE]
+            data, totals[index] = _encode_slice(part, error, _start_of(start, index), part_sizes)
             stream.put(index, data)
 
         kernels.for_each(work, num_slices)
-        params = {"error": error}
+        params = {"error": error, "start": start} if self.dither else {"error": error}
         header = Header(codec=describe(self), bound=bound, dtype=name, shape=x.shape, params=params)
         return Packed(header, {"sizes": sizes, "data": stream.finish()}), math.fsum(totals)
 
@@ -121,7 +148,7 @@ class Blocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         estimates = []
         for bound in bounds:
             error = error_step(absolute_limit(bound, flat), name)
-            data, squared_error = _encode_slice(sample, error, sizes)
+            data, squared_error = _encode_slice(sample, error, 0 if self.dither else PLAIN, sizes)
             estimates.append(Estimate(scale * (data.size + sizes.nbytes), scale * squared_error))
         return estimates
 
@@ -135,7 +162,8 @@ class Blocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         header = packed.header
         if header.dtype not in _ROUNDING:
             raise Corrupt(f"codec 'blocks' holds {', '.join(_ROUNDING)}; got {header.dtype}")
-        error = np.float32(packed.params(Params).error)
+        params = packed.params(Params)
+        error, start = np.float32(params.error), PLAIN if params.start is None else params.start
         num_elements, itemsize = header.num_elements, numpy_dtype(header.dtype).itemsize
         sizes, data = packed.buffer("sizes", "uint16", -(-num_elements // CHUNK)), packed.buffer("data")
         ends = np.append(0, np.add.reduceat(sizes, range(0, sizes.size, SLICE // CHUNK), dtype=np.int64).cumsum())
@@ -150,7 +178,7 @@ class Blocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             part_sizes = sizes[index * SLICE // CHUNK :][: -(-part.size // CHUNK)]
             part_data = data[ends[index] : ends[index + 1]]
             wide = part if part.dtype == np.float32 else np.empty(part.size, np.float32)
-            num_kept = kernel.decode(part_data, part_sizes, error, itemsize, wide)
+            num_kept = kernel.decode(part_data, part_sizes, error, _start_of(start, index), itemsize, wide)
             if num_kept < 0:
                 raise Corrupt(f"a chunk in elements {index * SLICE} to {index * SLICE + part.size} is damaged")
             if part is not wide:
@@ -196,12 +224,17 @@ def _sample(flat: np.ndarray) -> np.ndarray:
     return chunks[np.arange(_SAMPLE), (golden * stretch).astype(np.int64)].reshape(-1)
 
 
-def _encode_slice(x: np.ndarray, error: float, sizes: np.ndarray) -> tuple[np.ndarray, float]:
+def _start_of(start: int, index: int) -> int:
+    """Return the start of the dither in a slice; `PLAIN` where there is none."""
+    return start if start == PLAIN else (start + index * SLICE) % 2**32
+
+
+def _encode_slice(x: np.ndarray, error: float, start: int, sizes: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the chunks of up to `SLICE` elements and the sum of the squared errors; fill in the chunks' `sizes`."""
     out = np.empty(most_bytes(x.size, x.itemsize), np.uint8)
     rounding = _ROUNDING[dtype_name(x.dtype)]
     num_bytes, squared_error = kernels.load("blocks").encode(
-        _widened(x), x.view(np.uint8), np.float32(error), rounding, sizes, out
+        _widened(x), x.view(np.uint8), np.float32(error), rounding, start, sizes, out
     )
     return out[:num_bytes], squared_error
 

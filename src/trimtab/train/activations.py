@@ -50,7 +50,8 @@ class COMET(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             its gradient, where the optimizer has no momentum). 0.01, the paper's, unless `memory_ratio` is given.
         memory_ratio: instead of a tolerance, how many times smaller all that is saved is to be, at least; the tolerance
             that all layers share is then the smallest that is predicted to do, but not below 0.001.
-        codec: what packs values within a bound: `trimtab.codecs.Blocks` by default, or `trimtab.codecs.SZ`.
+        codec: what packs values within a bound: `trimtab.codecs.Blocks(dither=True)` by default, or another codec such
+            as `trimtab.codecs.SZ`, whose errors correlate, so that there is more noise than is predicted.
         model: how noise is predicted: "closed", a formula without a constant, or "comet", the paper's form.
         adaptive: False for the fixed schedule of the paper's forerunner (arXiv 2011.09017): each layer keeps the bound
             that it was given first, `initial_bound` or what `memory_ratio` asks for, and nothing is measured later.
@@ -119,7 +120,7 @@ class COMET(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             return self.codec
         from trimtab.codecs import Blocks
 
-        return Blocks()
+        return Blocks(dither=True)
 
     @property
     def noise(self) -> float | None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from trimtab.train.activations import COMET
 
 
+_DITHER_STRIDE = 0x2545F491
+"""From one tensor to the next, the pattern of the dither moves by so many elements: it has 2^32."""
 _NOWHERE = Call("autograd function", Kind.OTHER, (), {})
 
 
@@ -76,6 +78,7 @@ class CompressedActivations:
         self._kinds: dict[Any, tuple[str, Kind]] = {}
         self._bounded: weakref.WeakValueDictionary[Any, Bounded] = weakref.WeakValueDictionary()
         self._signs: weakref.WeakValueDictionary[Any, Signs] = weakref.WeakValueDictionary()
+        self._num_bounded = 0
         self._tally = Tally()
         self._call = _NOWHERE
         self._pending: tuple[Any, Signs] | None = None
@@ -252,7 +255,8 @@ class CompressedActivations:
             else:
                 self._settle()
             mask = signs if signs is not None and not self._keeps_signs else None
-            bounded = Bounded(x, self._codec, layer.bound, mask)
+            self._num_bounded += 1
+            bounded = Bounded(x, self._codec, layer.bound, mask, self._num_bounded * _DITHER_STRIDE)
             self._bounded[key] = bounded
             bounded.row = row
             self._tally.keep(row, "bounded", bounded.num_bytes)

@@ -105,14 +105,15 @@ class Bounded:
     """Values within an error bound. Decoded once for all that read it."""
 
     __slots__ = ("__weakref__", "_cache", "_codec", "_layout", "_left", "_lock", "_packed", "_signs", "_squares")
-    __slots__ += ("bound", "layer", "readers", "row")
+    __slots__ += ("_start", "bound", "layer", "readers", "row")
     layer: Layer
     """Whose input this is; others may share it."""
     row: Row
     """Where its bytes are counted."""
 
-    def __init__(self, x: Tensor, codec: Codec, bound: float, signs: Signs | None = None) -> None:
-        self._layout, self._codec, self._signs = Layout(x), codec, signs
+    def __init__(self, x: Tensor, codec: Codec, bound: float, signs: Signs | None = None, start: int = 0) -> None:
+        """`start` is that of the dither, if the codec has one."""
+        self._layout, self._codec, self._signs, self._start = Layout(x), codec, signs, start
         self._lock, self.readers, self._left = threading.Lock(), 0, 0
         self._cache: Tensor | None = None
         self.encode(x, bound)
@@ -123,7 +124,7 @@ class Bounded:
         array = host_array(self._layout.flat(x))
         self._packed: Packed
         if isinstance(self._codec, Blocks):
-            self._packed, self._squares = self._codec.encode_measured(array, Abs(bound))
+            self._packed, self._squares = self._codec.encode_measured(array, Abs(bound), start=self._start)
         else:
             self._packed, self._squares = self._codec.encode(array, Abs(bound)), None
 

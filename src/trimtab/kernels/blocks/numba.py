@@ -15,7 +15,20 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from trimtab.kernels.blocks.ref import BFLOAT16, BLOCK, CHUNK, FLOAT16, NONE, ROUNDS, most_bytes
+from trimtab.kernels.blocks.ref import (
+    BFLOAT16,
+    BLOCK,
+    CHUNK,
+    DITHER_BITS,
+    DITHER_FACTORS,
+    DITHER_SHIFT,
+    FLOAT16,
+    LEAST,
+    NONE,
+    PLAIN,
+    ROUNDS,
+    most_bytes,
+)
 from trimtab.kernels.jit import kernel
 from trimtab.kernels.words import (
     bit_word,
@@ -32,6 +45,9 @@ from trimtab.kernels.words import (
 
 __all__ = ["BFLOAT16", "BLOCK", "CHUNK", "FLOAT16", "NONE", "ROUNDS", "decode", "encode", "most_bytes", "restore"]
 
+_PLAIN, _LEAST = PLAIN, np.float32(LEAST)
+_FIRST, _SECOND = (np.uint32(factor) for factor in DITHER_FACTORS)
+_MIX, _DROP, _UNIT = np.uint32(DITHER_SHIFT), np.uint32(32 - DITHER_BITS), np.float32(2.0**-DITHER_BITS)
 _CHUNK, _BLOCK, _BLOCKS, _ROUNDS = CHUNK, BLOCK, CHUNK // BLOCK, ROUNDS
 _FLOAT16, _BFLOAT16 = FLOAT16, BFLOAT16
 _LIMIT = (1 << 22) - 1
@@ -42,14 +58,15 @@ _BEHIND = 16
 _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 _FLOATS = types.Array(types.float32, 1, "C", readonly=True)
 _SIZES = types.Array(types.uint16, 1, "C", readonly=True)
-u8, u16, u64, i32, f32, uintp = np.uint8, np.uint16, np.uint64, np.int32, np.float32, np.uintp
+u8, u16, u32, u64, i32 = np.uint8, np.uint16, np.uint32, np.uint64, np.int32
+f32, uintp = np.float32, np.uintp
 
 _LANE = ir.IntType(32)
 _WIDE, _CODES, _NARROW = (ir.VectorType(lane, BLOCK) for lane in (ir.FloatType(), _LANE, ir.IntType(8)))
 
 
-def _quantise_as(rounding):
-    """Return the function that quantises the block of float32 at `x`, for elements of one dtype.
+def _quantise_as(rounding, dithers):
+    """Return the function that quantises the block of float32 at `x`, for one dtype, with dither or without.
 
     It writes c - 1 (int32, -1 for zeros) to `rest`, and returns words that tell which elements are not zero, which
     are negative and which cannot be coded, the sums of the c - 1 of those that are not zero and of their bit lengths,
@@ -57,26 +74,37 @@ def _quantise_as(rounding):
     """
 
     @intrinsic
-    def quantise(typingctx, x, inverse, error, rest):
+    def quantise(typingctx, x, inverse, error, start, rest):
         returned = types.Tuple((types.uint64, types.uint64, types.uint64, types.int32, types.int32, types.float32))
 
         def codegen(context, b, signature, args):
-            address, inverse, error, rest = args
+            address, inverse, error, start, rest = args
             inverse, error = (_in_all_lanes(b, value, _WIDE) for value in (inverse, error))
             nothing, limit = (ir.Constant(_WIDE, [float(value)] * BLOCK) for value in (0, _LIMIT))
             x = b.load(b.inttoptr(address, _WIDE.as_pointer()), align=1)
             magnitude = _magnitudes(b, x)
             scaled = b.fmul(magnitude, inverse)
+            if dithers:
+                noise = _dither(b, start)
+                scaled = b.fadd(scaled, noise)
             scaled = b.select(b.fcmp_ordered("<", scaled, limit), scaled, limit)
             floor = b.fptosi(scaled, _CODES)
-            y = b.fmul(b.sitofp(b.add(b.add(floor, floor), _codes(1)), _WIDE), error)
+            y = b.sitofp(b.add(b.add(floor, floor), _codes(1)), _WIDE)
+            if dithers:
+                least = ir.Constant(_WIDE, [LEAST] * BLOCK)
+                y = b.fsub(y, b.fadd(noise, noise))
+                y = b.select(b.fcmp_ordered(">", y, least), y, least)
+            y = b.fmul(y, error)
             if rounding == BFLOAT16:
                 y = _as_bfloat16(b, y)
             elif rounding == FLOAT16:
                 y = _as_float16(b, y)
             miss = _magnitudes(b, b.fsub(y, magnitude))
             some = b.fcmp_unordered("!=", magnitude, nothing)
-            bad = b.and_(b.fcmp_unordered(">", miss, error), some)
+            bad = b.fcmp_unordered(">=" if dithers and rounding == NONE else ">", miss, error)
+            if dithers:
+                bad = b.or_(bad, b.fcmp_ordered("==", y, nothing))
+            bad = b.and_(bad, some)
             negative = b.fcmp_ordered("<", x, nothing)
             b.store(b.select(some, floor, _codes(-1)), b.inttoptr(rest, _CODES.as_pointer()), align=4)
             add = cgutils.get_or_insert_function(
@@ -95,9 +123,21 @@ def _quantise_as(rounding):
             found.append(b.extract_element(squares, _LANE(0)))
             return context.make_tuple(b, signature.return_type, found)
 
-        return returned(types.uintp, types.float32, types.float32, types.uintp), codegen
+        return returned(types.uintp, types.float32, types.float32, types.uint32, types.uintp), codegen
 
     return quantise
+
+
+def _dither(b, start):
+    """Return r of a block whose first element is number `start`."""
+    first, second = DITHER_FACTORS
+    numbers = b.add(
+        _in_all_lanes(b, b.mul(start, _LANE(first)), _CODES),
+        ir.Constant(_CODES, [first * lane % 2**32 for lane in range(BLOCK)]),
+    )
+    numbers = b.mul(b.xor(numbers, b.lshr(numbers, _codes(DITHER_SHIFT))), _codes(second))
+    numbers = b.sitofp(b.lshr(numbers, _codes(32 - DITHER_BITS)), _WIDE)
+    return b.fmul(numbers, ir.Constant(_WIDE, [2.0**-DITHER_BITS] * BLOCK))
 
 
 def _in_all_lanes(b, value, kind):
@@ -134,7 +174,8 @@ def _as_float16(b, y):
     return b.select(b.icmp_signed("<", bits, _codes(113 << 23)), denormal, normal)
 
 
-_quantise, _quantise_float16, _quantise_bfloat16 = map(_quantise_as, (NONE, FLOAT16, BFLOAT16))
+_quantise, _quantise_float16, _quantise_bfloat16 = (_quantise_as(to, False) for to in (NONE, FLOAT16, BFLOAT16))
+_dithered, _dithered_float16, _dithered_bfloat16 = (_quantise_as(to, True) for to in (NONE, FLOAT16, BFLOAT16))
 
 
 @intrinsic
@@ -166,10 +207,10 @@ def _store_low(typingctx, rest, shift, low):
 
 @kernel(
     types.Tuple((types.int64, types.float64))(
-        _FLOATS, _BYTES, types.float32, types.int64, types.uint16[::1], types.uint8[::1]
+        _FLOATS, _BYTES, types.float32, types.int64, types.int64, types.uint16[::1], types.uint8[::1]
     )
 )
-def encode(x, words, error, rounding, sizes, out):
+def encode(x, words, error, rounding, start, sizes, out):
     itemsize = words.size // max(x.size, 1)
     inverse = f32(1) / f32(error + error)
     padded = np.empty(_CHUNK, f32)
@@ -184,8 +225,8 @@ def encode(x, words, error, rounding, sizes, out):
         uintp(rest.ctypes.data), uintp(q.ctypes.data), uintp(low.ctypes.data), uintp(out.ctypes.data)
     )  # fmt: skip
     at, total = 0, 0.0
-    for start in range(0, x.size, _CHUNK):
-        v = x[start : min(start + _CHUNK, x.size)]
+    for begin in range(0, x.size, _CHUNK):
+        v = x[begin : min(begin + _CHUNK, x.size)]
         num_blocks = (v.size + _BLOCK - 1) // _BLOCK
         v_at = uintp(v.ctypes.data)
         if v.size < num_blocks * _BLOCK:
@@ -198,12 +239,21 @@ def encode(x, words, error, rounding, sizes, out):
         shifts, num_coded, any_negative, any_kind = 0, 0, u64(0), u8(0)
         for b in range(num_blocks):
             block, target = v_at + uintp(4 * b * _BLOCK), rest_at + uintp(4 * b * _BLOCK)
-            if rounding == _FLOAT16:
-                mask, negative, bad, rest_sum, lengths, square = _quantise_float16(block, inverse, error, target)
+            number = u32(start + begin + b * _BLOCK)
+            if start != _PLAIN:
+                if rounding == _FLOAT16:
+                    found = _dithered_float16(block, inverse, error, number, target)
+                elif rounding == _BFLOAT16:
+                    found = _dithered_bfloat16(block, inverse, error, number, target)
+                else:
+                    found = _dithered(block, inverse, error, number, target)
+            elif rounding == _FLOAT16:
+                found = _quantise_float16(block, inverse, error, number, target)
             elif rounding == _BFLOAT16:
-                mask, negative, bad, rest_sum, lengths, square = _quantise_bfloat16(block, inverse, error, target)
+                found = _quantise_bfloat16(block, inverse, error, number, target)
             else:
-                mask, negative, bad, rest_sum, lengths, square = _quantise(block, inverse, error, target)
+                found = _quantise(block, inverse, error, number, target)
+            mask, negative, bad, rest_sum, lengths, square = found
             masks[b], negatives[b], squares[b] = mask, negative, square
             kind = u8(_FULL if mask == _ALL else _MIXED)
             if bad:
@@ -219,7 +269,7 @@ def encode(x, words, error, rounding, sizes, out):
             kinds[b] = kind
             any_kind |= kind
         if any_kind == 0:
-            sizes[start // _CHUNK] = u16(0)
+            sizes[begin // _CHUNK] = u16(0)
             continue
         signed = any_negative != u64(0)
         r = (2 * shifts + num_coded) // max(2 * num_coded, 1)
@@ -307,19 +357,20 @@ def encode(x, words, error, rounding, sizes, out):
         if any_kept:
             for b in range(num_blocks):
                 if kinds[b] == _KEPT:
-                    first = (start + b * _BLOCK) * itemsize
+                    first = (begin + b * _BLOCK) * itemsize
                     last = min(first + _BLOCK * itemsize, words.size)
                     source, kept = words[first:last], out[end_at : end_at + last - first]
                     for i in range(source.size):
                         kept[i] = source[i]
                     end_at += last - first
-        sizes[start // _CHUNK] = u16(end_at - at)
+        sizes[begin // _CHUNK] = u16(end_at - at)
         at = end_at
     return np.int64(at), total
 
 
-@kernel(types.int64(_BYTES, _SIZES, types.float32, types.int64, types.float32[::1]))
-def decode(data, sizes, error, itemsize, y):
+@kernel(types.int64(_BYTES, _SIZES, types.float32, types.int64, types.int64, types.float32[::1]))
+def decode(data, sizes, error, start, itemsize, y):
+    scale = error if start == _PLAIN else f32(1)
     q = np.empty(_CHUNK, u8)
     negative = np.empty(_CHUNK, u8)
     low = np.empty(3 * _CHUNK, u8)
@@ -438,13 +489,13 @@ def decode(data, sizes, error, itemsize, y):
         if low_bytes == 0:
             for i in range(v.size):
                 c = i32(qs[i])
-                t = f32(i32(c + c - i32(1))) * error
+                t = f32(i32(c + c - i32(1))) * scale
                 v[i] = t if qs[i] != u8(0) else f32(0)
         elif low_bytes == 1:
             ls = low[:size]
             for i in range(v.size):
                 c = i32(i32(i32(i32(qs[i]) - i32(1)) << s) | i32(ls[i]))
-                t = f32(i32(c + c + i32(1))) * error
+                t = f32(i32(c + c + i32(1))) * scale
                 v[i] = t if qs[i] != u8(0) else f32(0)
         else:
             ls, ms, hs = low[:size], low[_CHUNK : _CHUNK + size], low[2 * _CHUNK : 2 * _CHUNK + size]
@@ -454,8 +505,16 @@ def decode(data, sizes, error, itemsize, y):
             for i in range(v.size):
                 c = i32(i32(ls[i]) | i32(i32(ms[i]) << 8) | i32(i32(hs[i]) << 16))
                 c = i32(i32(i32(i32(qs[i]) - i32(1)) << s) | c)
-                t = f32(i32(c + c + i32(1))) * error
+                t = f32(i32(c + c + i32(1))) * scale
                 v[i] = t if qs[i] != u8(0) else f32(0)
+        if start != _PLAIN:
+            number = u32(start + k * _CHUNK)
+            for i in range(v.size):
+                d = u32(u32(number + u32(i)) * _FIRST)
+                d = u32(u32(d ^ u32(d >> _MIX)) * _SECOND)
+                r = f32(i32(d >> _DROP)) * _UNIT
+                t = max(f32(v[i] - f32(r + r)), _LEAST) * error
+                v[i] = t if v[i] != f32(0) else f32(0)
         if signed:
             vs = v.view(i32)
             for i in range(v.size):

@@ -5,6 +5,13 @@ and decodes to (2 c - 1) e in float32, with the sign of the element. So no error
 stay signs; e is a number of the elements' dtype, or 0. The code of a magnitude m is floor(m x (1 / (2 e))) + 1 in
 float32, and 2^22 at most. An element cannot be coded where what it decodes to, rounded to its dtype, misses the bound.
 
+With dither, the edges of those bins move from element to element, so that errors depend on the place and hardly on the
+magnitude: those of neighbours, and of an array that is coded again elsewhere, are like independent ones. Element i has
+a number d of 24 bits, made of start + i, all modulo 2^32: that times 0x9E3779B9; then the exclusive or of this and this
+shifted right by 14; times 0xF9A8CB5D; shifted right by 8. With r = d / 2^24, all in float32, the code of m is
+floor(m x (1 / (2 e)) + r) + 1 and decodes to max((2 c - 1) - 2 r, 1/128) e. An element that decodes to zero in its
+dtype cannot be coded, nor a float32 whose error, as float32 computes it, is not below e, for it may be rounded.
+
 Elements come in chunks of 1024, of 16 blocks of 64; the last chunk has the blocks it needs, and its last block is
 filled up with zeros. A chunk of nothing but zeros has no bytes. Any other chunk is:
 
@@ -35,6 +42,11 @@ CHUNK = 1024
 BLOCK = 64
 NONE, FLOAT16, BFLOAT16 = range(3)
 """What decoded float32 are rounded to further."""
+PLAIN = -1
+"""Stands for the start where there is no dither."""
+DITHER_FACTORS, DITHER_SHIFT, DITHER_BITS = (0x9E3779B9, 0xF9A8CB5D), 14, 24
+LEAST = 1 / 128
+"""Of what e is multiplied with."""
 
 ROUNDS = 16
 
@@ -52,19 +64,27 @@ def most_bytes(num_elements: int, itemsize: int) -> int:
 
 
 def encode(
-    x: np.ndarray, words: np.ndarray, error: float, rounding: int, sizes: np.ndarray, out: np.ndarray
+    x: np.ndarray,
+    words: np.ndarray,
+    error: float,
+    rounding: int,
+    start: int,
+    sizes: np.ndarray,
+    out: np.ndarray,
 ) -> tuple[int, float]:
     """Encode `x` (float32); return the number of bytes, and the sum of the squared errors.
 
     `words` (uint8) are the bytes of the elements in their own dtype, and `rounding` is what that does to float32.
+    `start` is that of the dither of `x`, or `PLAIN`.
     `sizes` (uint16) receives the bytes of each chunk, and `out` (uint8, `most_bytes`) the chunks one after another.
     """
     itemsize = words.size // max(x.size, 1)
     at, total = 0, 0.0
-    for k, start in enumerate(range(0, x.size, CHUNK)):
-        values = x[start : start + CHUNK]
-        bytes_ = words[itemsize * start : itemsize * (start + values.size)]
-        chunk, squares = _encode_chunk(values, bytes_, np.float32(error), rounding)
+    for k, first in enumerate(range(0, x.size, CHUNK)):
+        values = x[first : first + CHUNK]
+        bytes_ = words[itemsize * first : itemsize * (first + values.size)]
+        noise = dither(start, first)
+        chunk, squares = _encode_chunk(values, bytes_, np.float32(error), rounding, noise)
         sizes[k] = len(chunk)
         out[at : at + len(chunk)] = np.frombuffer(chunk, np.uint8)
         at += len(chunk)
@@ -73,16 +93,17 @@ def encode(
     return at, total
 
 
-def decode(data: np.ndarray, sizes: np.ndarray, error: float, itemsize: int, y: np.ndarray) -> int:
+def decode(data: np.ndarray, sizes: np.ndarray, error: float, start: int, itemsize: int, y: np.ndarray) -> int:
     """Fill `y` (float32) from the chunks in `data`; return the number of kept blocks, which are left zero.
 
     Returns -1 where a chunk contradicts itself. The `sizes` (uint16) of the chunks have to add up to that of `data`,
-    and be as many as `y` has chunks. `itemsize` is that of the elements.
+    and be as many as `y` has chunks. `start` is that of the dither, or `PLAIN`; `itemsize` is that of the elements.
     """
     ends = np.cumsum(sizes.astype(np.int64))
     num_kept = 0
-    for k, start in enumerate(range(0, y.size, CHUNK)):
-        kept = _decode_chunk(data[ends[k] - sizes[k] : ends[k]], np.float32(error), itemsize, y[start : start + CHUNK])
+    for k, first in enumerate(range(0, y.size, CHUNK)):
+        chunk, part = data[ends[k] - sizes[k] : ends[k]], y[first : first + CHUNK]
+        kept = _decode_chunk(chunk, np.float32(error), dither(start, first), itemsize, part)
         if kept < 0:
             return -1
         num_kept += kept
@@ -102,15 +123,29 @@ def restore(data: np.ndarray, sizes: np.ndarray, itemsize: int, words: np.ndarra
             block[...] = chunk[at : at + block.size]
 
 
+def dither(start: int, first: int) -> np.ndarray | None:
+    """Return r (float32) of a chunk, in rows of a block each, whose first element is number `first`; None if plain."""
+    if start == PLAIN:
+        return None
+    numbers = (start + first + np.arange(CHUNK, dtype=np.uint64)).astype(np.uint32)
+    numbers *= np.uint32(DITHER_FACTORS[0])
+    numbers ^= numbers >> np.uint32(DITHER_SHIFT)
+    numbers *= np.uint32(DITHER_FACTORS[1])
+    numbers >>= np.uint32(32 - DITHER_BITS)
+    return (numbers.astype(np.float32) * np.float32(2.0**-DITHER_BITS)).reshape(-1, BLOCK)
+
+
 def _num_blocks(num_elements: int) -> int:
     return -(-num_elements // BLOCK)
 
 
-def _encode_chunk(x: np.ndarray, words: np.ndarray, error: np.float32, rounding: int) -> tuple[bytes, np.ndarray]:
+def _encode_chunk(
+    x: np.ndarray, words: np.ndarray, error: np.float32, rounding: int, noise: np.ndarray | None
+) -> tuple[bytes, np.ndarray]:
     """Return the chunk, and the sums of the squared errors (float32) of its coded blocks."""
     block_bytes = BLOCK * (words.size // x.size)
     x = np.append(x, np.zeros(-x.size % BLOCK, np.float32)).reshape(-1, BLOCK)
-    codes, errors = _codes(x, error, rounding)
+    codes, errors = _codes(x, error, rounding, None if noise is None else noise[: len(x)])
     kinds = np.where((codes == 0).any(1), _MIXED, _FULL)
     kinds[(codes == 0).all(1)] = _ZERO
     kinds[(errors < 0).any(1)] = _KEPT
@@ -141,20 +176,30 @@ def _encode_chunk(x: np.ndarray, words: np.ndarray, error: np.float32, rounding:
     return chunk, _sums_of_squares(errors[(kinds == _MIXED) | (kinds == _FULL)])
 
 
-def _codes(x: np.ndarray, error: np.float32, rounding: int) -> tuple[np.ndarray, np.ndarray]:
+def _codes(x: np.ndarray, error: np.float32, rounding: int, noise: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the codes (int64) of elements, and their errors (float32): -1 where they cannot be coded."""
     with np.errstate(all="ignore"):
         magnitude = np.abs(x)
         scaled = magnitude * (np.float32(1) / (error + error))
+        if noise is not None:
+            scaled += noise
         floor = np.where(scaled < _LIMIT, scaled, _LIMIT).astype(np.int32)
-        y = (2 * floor + 1).astype(np.float32) * error
+        y = _magnitudes(floor, error, noise)
         if rounding != NONE:
             y = y.astype(_ROUNDED[rounding]).astype(np.float32)
         errors = np.abs(y - magnitude)
         good = errors <= error
+        if noise is not None:
+            good &= (y > 0) & ((errors < error) | (rounding != NONE))
     zero = magnitude == 0
     errors = np.where(zero, np.float32(0), np.where(good, errors, np.float32(-1)))
     return np.where(zero, 0, floor + 1).astype(np.int64), errors
+
+
+def _magnitudes(rest: np.ndarray, error: np.float32, noise: np.ndarray | None) -> np.ndarray:
+    """Return what the numbers c - 1 of elements that are not zero decode to, without the sign."""
+    odd = (2 * rest + 1).astype(np.float32)
+    return (odd if noise is None else np.maximum(odd - 2 * noise, np.float32(LEAST))) * error
 
 
 def _suiting_shift(rest: np.ndarray) -> int:
@@ -195,7 +240,7 @@ class _Bits:
         return self._bits[self.at - num : self.at]
 
 
-def _decode_chunk(chunk: np.ndarray, error: np.float32, itemsize: int, y: np.ndarray) -> int:
+def _decode_chunk(chunk: np.ndarray, error: np.float32, noise: np.ndarray | None, itemsize: int, y: np.ndarray) -> int:
     """Fill `y` and return the number of kept blocks, or -1."""
     y[...] = 0
     if chunk.size == 0:
@@ -238,7 +283,7 @@ def _decode_chunk(chunk: np.ndarray, error: np.float32, itemsize: int, y: np.nda
                 rest[alive] += bits.take(alive.size).astype(np.int64) << plane
         if bits.passed:
             return -1
-        magnitudes = (2 * rest + 1).astype(np.float32) * error
+        magnitudes = _magnitudes(rest, error, None if noise is None else noise[b][mask])
         row = np.zeros(BLOCK, np.float32)
         row[mask] = np.where(negative, -magnitudes, magnitudes)
         part = y[b * BLOCK : (b + 1) * BLOCK]
