@@ -315,7 +315,7 @@ def test_gradients_are_near_those_without(make):
     model = make()
     torch.manual_seed(5)
     expected = gradients(model, lambda: loss_of(model))
-    comet = COMET(initial_bound=1 / 64)(model)
+    comet = COMET(initial_bound=1 / 64, batch_norm="bounded")(model)
     torch.manual_seed(5)
     with comet:
         found = gradients(model, lambda: loss_of(model))
@@ -363,7 +363,7 @@ def test_gradients_of_gradients():
 
 def test_backward_on_another_thread():
     model = resnet()
-    comet = COMET(initial_bound=1 / 64)(model)
+    comet = COMET(initial_bound=1 / 64, batch_norm="bounded")(model)
     expected = gradients(model, lambda: loss_of(model))
     model.zero_grad()
     with comet:

@@ -25,6 +25,7 @@ from trimtab.errors import UsageError
 from trimtab.train.controller import Controller, Layer
 from trimtab.train.functions import Call, Kind, argument, kind_of, name_of, spread
 from trimtab.train.measures import Measures
+from trimtab.train.rebuilt import Undecided
 from trimtab.train.saved import MASKED, Bounded, Exact, Mask, Places, Saved, ShapeOnly, Signs, TwoValued, Windows
 from trimtab.train.tally import Tally
 
@@ -82,6 +83,7 @@ class CompressedActivations:
         self._tally = Tally()
         self._call = _NOWHERE
         self._pending: tuple[Any, Signs] | None = None
+        self._norm: Undecided | None = None
         self._stack: ExitStack | None = None
         self._num_steps = 0
         self._backward_ran = True
@@ -140,11 +142,19 @@ class CompressedActivations:
         outer, call = self._call, Call(*found, args, kwargs)
         if call.kind is Kind.PRODUCT or call.kind is Kind.NORM:
             self._find_layer(call)
+        if self._norm is not None:
+            self._norm.meets(call)
         self._call = call
         try:
             result = func(*args, **kwargs)
         finally:
             self._call = outer
+        norm = self._norm
+        if norm is not None:
+            if norm.call is call:
+                norm.gives(result)
+            elif norm.is_read_by(call, result):
+                self._settle_norm()
         if self._measuring and call.taken and call.layer is not None:
             self._measures.watch(call, call.layer, result)
         return result
@@ -194,6 +204,9 @@ class CompressedActivations:
         key = (weak, x.storage_offset(), x._version, x.shape, x.stride(), x.dtype)
         if self._pending is not None and self._pending[0] != key:
             self._settle()
+        norm = self._norm
+        if norm is not None and norm.call is not call and call.norm is not norm and norm.rectified != key:
+            self._settle_norm()
         kind = call.kind
         if kind is Kind.OTHER or x.dtype.is_complex or self._counting:
             return self._keep(x, call, "", weak)
@@ -241,6 +254,18 @@ class CompressedActivations:
             return self._keep(x, call, "small", storage)
         if x.dtype not in MASKED:
             return self._keep(x, call, f"{x.dtype} is not packed", storage)
+        rebuilds = call.kind is Kind.NORM and self.settings.batch_norm == "rebuilt" and self._keeps_signs
+        if rebuilds and key not in self._bounded:
+            self._tally.saw(storage, x, self._tally.row(call.name, layer.name), owns=True)
+            self._settle_norm()
+            self._norm = call.norm = Undecided(x, call, key)
+            return self._norm
+        return self._pack_bounded(x, key, call, layer)
+
+    def _pack_bounded(self, x: Tensor, key: Any, call: Call, layer: Layer) -> Saved:
+        storage = key[0]
+        if layer.rebuilt:  # what was chosen for the rectifier's result means nothing here
+            layer.rebuilt, layer.bound = False, None
         if layer.bound is None or self._measuring:
             layer.sample(x, self._codec, self.settings.initial_bound)
         if layer.bound is None:
@@ -265,6 +290,8 @@ class CompressedActivations:
                 signs.share(bounded)
             bounded.layer = layer
             layer.num_bytes += bounded.num_bytes
+            if self._norm is not None and self._norm.rectified == key:
+                self._rebuild_norm(x, bounded)
         else:
             layer.shares = bounded.layer if bounded.layer is not layer else None
             if layer.bound < bounded.bound:
@@ -301,6 +328,8 @@ class CompressedActivations:
             signs = self._signs[key] = Signs(x)
             signs.row = row
             self._pending = key, signs
+            if call.norm is not None:
+                call.norm.rectified = key
         return signs
 
     def _settle(self) -> None:
@@ -309,6 +338,31 @@ class CompressedActivations:
             (_, signs), self._pending = self._pending, None
             signs.settle()
             self._tally.keep(signs.row, "signs", signs.num_bytes)
+        self._settle_norm()
+
+    def _settle_norm(self) -> None:
+        """Let go of the input of batch normalisation that waits: what is to be rebuilt cannot be."""
+        norm, self._norm = self._norm, None
+        if norm is None or norm.tensor is None:
+            return
+        assert norm.call is not None and norm.call.layer is not None
+        norm.settle(self._pack_bounded(norm.tensor, norm.key, norm.call, norm.call.layer))
+
+    def _rebuild_norm(self, r: Tensor, bounded: Bounded) -> None:
+        """Let the rectifier's result, now kept, stand for the input of batch normalisation that waits."""
+        norm = self._norm
+        assert norm is not None and norm.call is not None and norm.call.layer is not None
+        if norm.tensor is None or norm.can_be_read:
+            return self._settle_norm()
+        self._norm, call, layer = None, norm.call, norm.call.layer
+        rebuilt = norm.rebuild(r, bounded, self._codec)
+        self._tally.keep(self._tally.row(call.name, layer.name), "rebuilt", rebuilt.num_bytes)
+        layer.rebuilt, layer.shares, layer.reason = True, bounded.layer, ""
+        layer.bound, layer.curve = bounded.layer.bound, bounded.layer.curve
+        layer.num_values += r.numel()
+        if self._measuring:
+            self._measures.error(r, bounded, layer)
+        return None
 
     def _pack_clamped(self, x: Tensor, key: Any, call: Call) -> Saved:
         defaults = (0.0, 6.0) if call.name == "relu6" else (-1.0, 1.0)
@@ -376,6 +430,7 @@ class CompressedActivations:
     # ---- measuring
 
     def _begin_step(self) -> None:
+        self._settle()
         self._end_step()
         self._backward_ran = False
         self._num_steps += 1

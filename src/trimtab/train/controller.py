@@ -41,14 +41,19 @@ class Layer:
     paper_gain: float | None = None
     """mean|gy| sqrt(N R) of the paper's form."""
     inverse_variance: float | None = None
-    """Of batch normalisation: mean over the channels of 1 / std^2."""
+    """Of batch normalisation: mean over the channels of 1 / std^2; zero where its input is rebuilt."""
     reason: str = ""
     """Why the input is kept exactly, if so."""
     num_values: int = 0
     num_bytes: int = 0
     """Of the last step: values saved, and bytes kept for them, if not by the layer whose input it shares."""
     shares: Layer | None = None
-    """The layer that saved the same input before, if any: it is kept once, within the tighter of their bounds."""
+    """The layer that saved the same input before, if any: it is kept once, within the tighter of their bounds.
+
+    Of batch normalisation whose input is rebuilt from a rectifier's result, the layer whose input that is.
+    """
+    rebuilt: bool = False
+    """Whether the input was rebuilt when last saved: bound, curve, gain and error are then of what it is made from."""
 
     @property
     def target(self) -> float | None:

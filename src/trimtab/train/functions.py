@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | convolutions, `linear` | the input | its values, for the gradient of the weight alone |
 | `batch_norm` | the input, mean and deviation of each channel | values; an error hardly reaches the input's gradient |
+| `batch_norm`, then `relu` | the same | values where the result is above zero; elsewhere hardly any |
 | `relu` | the result | where it is above zero |
 | `leaky_relu` | the input | where it is above zero |
 | `hardtanh`, `relu6` | the input | where it is inside the range |
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trimtab.train.controller import Layer
+    from trimtab.train.rebuilt import Undecided
 
 
 class Kind(enum.Enum):
@@ -64,13 +66,14 @@ _KINDS = {
 class Call:
     """A function of PyTorch that is running."""
 
-    __slots__ = ("args", "input", "kind", "kwargs", "layer", "name", "plane", "reason", "taken", "weight")
+    __slots__ = ("args", "input", "kind", "kwargs", "layer", "name", "norm", "plane", "reason", "taken", "weight")
 
     def __init__(self, name: str, kind: Kind, args: tuple, kwargs: dict[str, Any]) -> None:
         self.name, self.kind, self.args, self.kwargs = name, kind, args, kwargs
         self.input: Tensor | None = None
         self.weight: Tensor | None = None
         self.layer: Layer | None = None
+        self.norm: Undecided | None = None
         self.reason = ""
         self.taken = False
         self.plane: tuple[int, ...] | None = None

@@ -13,6 +13,7 @@ from torch import Tensor
 from trimtab.train.controller import Layer
 from trimtab.train.functions import Call, Kind, argument
 from trimtab.train.gradient_error import norm_gain, product_gain, reach
+from trimtab.train.rebuilt import Undecided
 from trimtab.train.saved import Bounded
 
 
@@ -44,7 +45,7 @@ class Measures:
         else:
             deviations = _deviations(call)
             measured.inverse_variance = float(deviations.square().mean())
-            hook = partial(_add_norm, measured, deviations)
+            hook = partial(_add_norm, measured, deviations, call.norm)
         self._hooks.append(result.register_hook(hook))
         if call.weight is not None and call.weight.requires_grad and not measured.watched:
             measured.watched = True  # once: the hook has the sum over all calls
@@ -102,12 +103,17 @@ def _add_product(measured: _Measured, parts: list[Tensor], gradient: Tensor) -> 
     measured.paper_gain += float(gradient.detach().float().abs().mean()) * math.sqrt(num * measured.nonzero)
 
 
-def _add_norm(measured: _Measured, deviations: Tensor, gradient: Tensor) -> None:
+def _add_norm(measured: _Measured, deviations: Tensor, norm: Undecided | None, gradient: Tensor) -> None:
     measured.reached = True
-    measured.gain += norm_gain(gradient, deviations)
+    met = 1.0
+    if norm is not None and norm.rebuilt is not None:
+        # errors of the rectifier's result are where it is not zero, and so is the gradient: it meets them all
+        deviations, met = norm.rebuilt.sensitivity.float(), 1 / max(measured.nonzero, 1e-6)
+        measured.inverse_variance = 0.0
+    measured.gain += norm_gain(gradient, deviations) * met
     num = gradient.numel() / gradient.shape[1]
     scaled = gradient.detach().float().abs().mean() * deviations.square().mean().sqrt()
-    measured.paper_gain += float(scaled) * math.sqrt(num * measured.nonzero)
+    measured.paper_gain += float(scaled) * math.sqrt(num * measured.nonzero) * met
 
 
 def _add_weight(measured: _Measured, gradient: Tensor) -> None:
