@@ -25,8 +25,6 @@ from bench.activation_peers import BFloat16, Keeper
 from bench.activation_ways import WAYS, counts
 from bench.networks import images
 from bench.resident import Watch, give_back_freed_memory, reset_peak, resident
-from trimtab.bounds import Abs
-from trimtab.codecs import Codec
 from trimtab.train import largest_batch
 from trimtab.train.compressed import CompressedActivations
 
@@ -136,68 +134,15 @@ def noise(network: str, ways: Sequence[str], scale: Scale, seed: int) -> dict[st
     for _ in range(NUM_COMPARED):
         x, labels = kept.trainer.batch()
         checked = comet.check(lambda x=x, labels=labels: nn.functional.cross_entropy(model(x), labels))
-        bounds = {name: layer["error_bound"] for name, layer in comet.report["layers"].items()}
-        own = own_noise(model, x, labels, comet.settings.make_codec(), bounds)
         for name, numbers in checked.items():
-            if name in own:
-                entry = found.setdefault(name, {"own": [], "predicted": [], "whole step": [], "gradient": []})
-                for key, value in zip(entry, (own[name], *(numbers[k] for k in _CHECKED)), strict=True):
-                    entry[key].append(value)
+            entry = found.setdefault(name, {key: [] for key in _CHECKED})
+            for key, checked_as in _CHECKED.items():
+                entry[key].append(numbers[checked_as])
     layers = comet.report["layers"]
     return {"layers": found, "kinds": {name: layers[name]["function"] for name in found}, **counts(comet)}
 
 
-_CHECKED = ("predicted", "measured", "gradient")
-
-
-def own_noise(
-    model: nn.Module, x: torch.Tensor, labels: torch.Tensor, codec: Codec, bounds: dict[str, float | None]
-) -> dict[str, float]:
-    """Return the standard deviation of a layer's weight gradient's error if this layer's input alone is not exact.
-
-    The inputs and the gradients of the outputs are those of an exact step; layers that share an input share the least
-    of their bounds. The model's running statistics move on.
-    """
-    inputs: dict[str, torch.Tensor] = {}
-    gradients: dict[str, torch.Tensor] = {}
-    hooks = []
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[torch.Tensor], torch.Tensor], None]:
-        def hook(_: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
-            inputs[name] = args[0].detach()
-            output.register_hook(lambda gradient: gradients.__setitem__(name, gradient))
-
-        return hook
-
-    layers = {name: layer for name, layer in model.named_modules() if bounds.get(name) is not None}
-    for name, layer in layers.items():
-        hooks.append(layer.register_forward_hook(watch(name)))
-    nn.functional.cross_entropy(model(x), labels).backward()
-    model.zero_grad()
-    for hook in hooks:
-        hook.remove()
-    least: dict[int, float] = {}
-    for name, values in inputs.items():
-        place = values.data_ptr()
-        least[place] = min(bounds[name] or 0.0, least.get(place, math.inf))
-    found = {}
-    for name, values in inputs.items():
-        packed = codec.encode(values.numpy(), Abs(least[values.data_ptr()]))
-        error = torch.from_numpy(codec.decode(packed)).view_as(values) - values
-        found[name] = float(_gradient(layers[name], values, error, gradients[name]).square().mean().sqrt())
-    return found
-
-
-def _gradient(layer: nn.Module, values: torch.Tensor, error: torch.Tensor, gy: torch.Tensor) -> torch.Tensor:
-    """Return what an error of the input adds to the gradient of the weight: all of them are linear in the input."""
-    if isinstance(layer, nn.Linear):
-        return gy.T @ error
-    if isinstance(layer, nn.Conv2d):
-        assert not isinstance(layer.padding, str)
-        return nn.grad.conv2d_weight(error, layer.weight.shape, gy, layer.stride, layer.padding)
-    assert isinstance(layer, nn.BatchNorm2d), layer
-    deviation = (values.var((0, 2, 3), correction=0) + layer.eps).sqrt()
-    return (gy * error).sum((0, 2, 3)) / deviation
+_CHECKED = {"own": "measured", "predicted": "predicted", "whole step": "whole_step", "gradient": "gradient"}
 
 
 def batch(network: str, ways: Sequence[str], scale: Scale, seed: int) -> dict[str, Any]:

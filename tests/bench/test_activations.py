@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from bench import activation_job, activation_runs, activations  # noqa: E402
+from bench import activation_runs, activations  # noqa: E402
 from bench.activation_chart import draw_accuracy, draw_memory  # noqa: E402
 from bench.activation_networks import DEEP, NETWORKS, TRAINED  # noqa: E402
 from bench.activation_peers import GROUP, BFloat16, Groups, Keeper, _positions  # noqa: E402
@@ -20,7 +20,6 @@ from bench.activation_runs import KINDS, Run  # noqa: E402
 from bench.activation_tables import activation_tables  # noqa: E402
 from bench.activation_ways import EXACT, HEADLINE, WAYS  # noqa: E402
 from bench.harness import Options  # noqa: E402
-from trimtab.codecs import Blocks  # noqa: E402
 from trimtab.train import COMET  # noqa: E402
 from trimtab.train.compressed import CompressedActivations  # noqa: E402
 
@@ -119,22 +118,6 @@ def test_peers_refuse_what_they_do_not_know():
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 784), nn.GELU())
     with pytest.raises(NotImplementedError, match="gelu saves"), Keeper(model, BFloat16()):
         model(batch()[0])
-
-
-def test_own_noise_is_what_a_step_shows_where_nothing_comes_from_behind():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 576, 10))
-    x, labels = batch()
-    comet = COMET(tolerance=0.05)(model)
-    for _ in range(3):
-        with comet:
-            nn.functional.cross_entropy(model(x), labels).backward()
-        model.zero_grad()
-    bounds = {name: layer["error_bound"] for name, layer in comet.report["layers"].items()}
-    own = activation_job.own_noise(model, x, labels, Blocks(), bounds)
-    checked = comet.check(lambda: nn.functional.cross_entropy(model(x), labels))
-    for name in ("0", "2", "4"):
-        assert own[name] == pytest.approx(checked[name]["measured"], rel=0.02)
 
 
 RESIDENT = """

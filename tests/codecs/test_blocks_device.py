@@ -23,10 +23,11 @@ def on_device():
         yield
 
 
-def test_the_bytes_are_those_of_the_host():
+@pytest.mark.parametrize("start", [None, 2**40 + 77])
+def test_the_bytes_are_those_of_the_host(start):
     x = np.maximum(np.random.default_rng(0).standard_normal((7, 11), dtype=np.float32), 0)
-    packed = device.encode_tensor(torch.from_numpy(x.T.copy()).to(DEVICE).T, Abs(0.1))
-    by_host, squared_error = Blocks().encode_measured(x, Abs(0.1))
+    packed = device.encode_tensor(torch.from_numpy(x.T.copy()).to(DEVICE).T, Abs(0.1), start=start)
+    by_host, squared_error = Blocks(dither=start is not None).encode_measured(x, Abs(0.1), start=start or 0)
     assert np.array_equal(packed.data.cpu().numpy(), by_host.buffers["data"])
     assert np.array_equal(packed.sizes.cpu().numpy(), by_host.buffers["sizes"])
     assert float(packed.squared_error) == pytest.approx(squared_error, rel=1e-5)

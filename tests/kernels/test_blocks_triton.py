@@ -25,28 +25,33 @@ def back(x: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "error"),
+    ("name", "size", "error", "start"),
     [
-        ("float32", 0, 0.25),
-        ("float32", 1, 0.25),
-        ("float32", 1110, 0.25),
-        ("float32", 150, 3e-5),
-        ("float32", 70, 0.0),
-        ("float16", 300, 0.25),
-        ("bfloat16", 200, 0.15625),
+        ("float32", 0, 0.25, ref.PLAIN),
+        ("float32", 1, 0.25, ref.PLAIN),
+        ("float32", 1110, 0.25, ref.PLAIN),
+        ("float32", 150, 3e-5, ref.PLAIN),
+        ("float32", 70, 0.0, ref.PLAIN),
+        ("float16", 300, 0.25, ref.PLAIN),
+        ("bfloat16", 200, 0.15625, ref.PLAIN),
+        ("float32", 1110, 0.25, 2**32 - 1030),
+        ("float32", 70, 0.0, 5),
+        ("float32", 70, 1e-44, 2**31 - 3),
+        ("float16", 300, 0.25, 3_000_000_000),
+        ("bfloat16", 200, 0.15625, 0),
     ],
 )
-def test_device_agrees(name: str, size: int, error: float) -> None:
+def test_device_agrees(name: str, size: int, error: float, start: int) -> None:
     x = activations(name, size)
     x[150:1000] = 0  # the interpreter takes its time
-    sizes, data, total = encoded(ref, x, error)
-    device_sizes, device_data, device_total = triton.encode_tensor(there(x), float(np.float32(error)))
+    sizes, data, total = encoded(ref, x, error, start)
+    device_sizes, device_data, device_total = triton.encode_tensor(there(x), float(np.float32(error)), start)
     assert device_sizes.cpu().numpy().astype(np.uint16).tobytes() == sizes
     assert device_data.cpu().numpy().tobytes() == data
     assert float(device_total) == pytest.approx(total, rel=1e-5)
     y = torch.full((size,), 9, dtype=getattr(torch, name), device=DEVICE)
-    assert triton.decode_tensor(device_sizes, device_data, float(np.float32(error)), y)
-    num_kept, wide = decoded(ref, sizes, data, error, x)
+    assert triton.decode_tensor(device_sizes, device_data, float(np.float32(error)), y, start)
+    num_kept, wide = decoded(ref, sizes, data, error, x, start)
     expected = wide.astype(numpy_dtype(name))
     if num_kept:
         ref.restore(np.frombuffer(data, np.uint8), np.frombuffer(sizes, np.uint16), x.itemsize, expected.view(np.uint8))

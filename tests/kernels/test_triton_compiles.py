@@ -133,14 +133,31 @@ CASES |= {
         ),
     ],
 }
+PLAIN = {"start": -1, "DITHERS": False}
 CASES["blocks"] = [
-    ("_encode", "*i32 i32 fp32 fp32 *i32 *i32 *i32 *fp32", {"KIND": 0, "ITEM": 4, "WRITES": False}, False),
-    ("_encode", "*i32 i64 fp32 fp32 *i32 *i64 *i32 *fp32", {"KIND": 0, "ITEM": 4, "WRITES": True}, False),
-    ("_encode", "*i16 i32 fp32 fp32 *i32 *i64 *i32 *fp32", {"KIND": 1, "ITEM": 2, "WRITES": True}, False),
-    ("_encode", "*i16 fp32 fp32 *i32 *i64 *i32 *fp32", {"num": 1, "KIND": 2, "ITEM": 2, "WRITES": True}, False),
-    ("_decode", "*u8 *i32 *i64 *i32 i64 fp32 *i32", {"KIND": 0, "ITEM": 4}, True),
-    ("_decode", "*u8 *i32 *i64 *i16 i32 fp32 *i32", {"KIND": 1, "ITEM": 2}, True),
-    ("_decode", "*u8 *i32 *i64 *i16 fp32 *i32", {"num": 1, "KIND": 2, "ITEM": 2}, True),
+    ("_encode", "*i32 i32 fp32 fp32 *i32 *i32 *i32 *fp32", {**PLAIN, "KIND": 0, "ITEM": 4, "WRITES": False}, False),
+    ("_encode", "*i32 i64 fp32 fp32 *i32 *i64 *i32 *fp32", {**PLAIN, "KIND": 0, "ITEM": 4, "WRITES": True}, False),
+    ("_encode", "*i16 i32 fp32 fp32 *i32 *i64 *i32 *fp32", {**PLAIN, "KIND": 1, "ITEM": 2, "WRITES": True}, False),
+    (
+        "_encode",
+        "*i16 fp32 fp32 *i32 *i64 *i32 *fp32",
+        {**PLAIN, "num": 1, "KIND": 2, "ITEM": 2, "WRITES": True},
+        False,
+    ),
+    *(
+        (
+            "_encode",
+            f"*i{8 * item} i32 fp32 fp32 i32 *i32 *i64 *i32 *fp32",
+            {"DITHERS": True, "KIND": kind, "ITEM": item, "WRITES": True},
+            False,
+        )
+        for kind, item in enumerate((4, 2, 2))
+    ),
+    ("_decode", "*u8 *i32 *i64 *i32 i64 fp32 *i32", {**PLAIN, "KIND": 0, "ITEM": 4}, False),
+    ("_decode", "*u8 *i32 *i64 *i16 i32 fp32 *i32", {**PLAIN, "KIND": 1, "ITEM": 2}, False),
+    ("_decode", "*u8 *i32 *i64 *i16 fp32 *i32", {**PLAIN, "num": 1, "KIND": 2, "ITEM": 2}, False),
+    ("_decode", "*u8 *i32 *i64 *i32 i32 fp32 i32 *i32", {"DITHERS": True, "KIND": 0, "ITEM": 4}, False),
+    ("_decode", "*u8 *i32 *i64 *i16 i64 fp32 i32 *i32", {"DITHERS": True, "KIND": 2, "ITEM": 2}, False),
 ]
 PASSED_ON = {"quantiser": {"_dequantise", "_dequantise_exp2"}}
 """Kernels that are launched under another name."""

@@ -12,6 +12,7 @@ from trimtab import kernels
 from trimtab.bounds import Abs
 from trimtab.codecs.blocks import error_step
 from trimtab.errors import BoundError, Corrupt, ShapeError
+from trimtab.kernels.blocks.ref import PLAIN
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,8 @@ class PackedTensor:
     data: torch.Tensor
     """The chunks: uint8."""
     error: float
+    start: int | None
+    """That of the dither."""
     dtype: torch.dtype
     shape: torch.Size
     squared_error: torch.Tensor
@@ -39,8 +42,10 @@ class PackedTensor:
         return self.sizes.nbytes + self.data.nbytes
 
 
-def encode_tensor(x: torch.Tensor, bound: Abs) -> PackedTensor | None:
+def encode_tensor(x: torch.Tensor, bound: Abs, *, start: int | None = None) -> PackedTensor | None:
     """Return a tensor packed on its device, as `Blocks` packs an array; None if the device has no kernels.
+
+    With a `start`, which is taken modulo 2^32, errors are dithered.
 
     Raises:
         BoundError: the bound is not `Abs`.
@@ -55,8 +60,9 @@ def encode_tensor(x: torch.Tensor, bound: Abs) -> PackedTensor | None:
     if kernel is None:
         return None
     error = error_step(bound.value, name)
-    sizes, data, squared_error = kernel.encode_tensor(x.detach().contiguous().reshape(-1), error)
-    return PackedTensor(sizes, data, error, x.dtype, x.shape, squared_error)
+    start = None if start is None else start % 2**32
+    sizes, data, squared_error = kernel.encode_tensor(x.detach().contiguous().reshape(-1), error, _or_plain(start))
+    return PackedTensor(sizes, data, error, start, x.dtype, x.shape, squared_error)
 
 
 def decode_tensor(packed: PackedTensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -76,6 +82,11 @@ def decode_tensor(packed: PackedTensor, out: torch.Tensor | None = None) -> torc
         raise ShapeError(f"out is {out.dtype} of shape {tuple(out.shape)}; expected {packed.dtype} {packed.shape}")
     if not out.is_contiguous():
         raise ShapeError("out must be contiguous; pass torch.empty(shape, dtype=..., device=...)")
-    if not kernel.decode_tensor(packed.sizes, packed.data, packed.error, out.detach().view(-1)):
+    flat, start = out.detach().view(-1), _or_plain(packed.start)
+    if not kernel.decode_tensor(packed.sizes, packed.data, packed.error, flat, start):
         raise Corrupt("a chunk of the packed tensor is damaged")
     return out
+
+
+def _or_plain(start: int | None) -> int:
+    return PLAIN if start is None else start

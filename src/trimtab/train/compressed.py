@@ -31,6 +31,7 @@ from trimtab.train.tally import Tally
 
 if TYPE_CHECKING:
     from trimtab.train.activations import COMET
+    from trimtab.train.check import Probe
 
 
 _DITHER_STRIDE = 0x2545F491
@@ -94,12 +95,17 @@ class CompressedActivations:
         self._named = dict(model.named_parameters())
         self._constants: set[int] = set()
         self._always: bool | None = None
+        self._probe: Probe | None = None
 
-    def twin(self, *, measuring: bool = True) -> CompressedActivations:
-        """Return another context of the same settings and bounds, for a step on trial, which it measures or not."""
+    def twin(self, *, measuring: bool = True, probe: Probe | None = None) -> CompressedActivations:
+        """Return another context of the same settings and bounds, for a step on trial, which it measures or not.
+
+        With a `probe`, which is told what would be kept, inputs stay as they are and so do all gradients.
+        """
         other = CompressedActivations(self.settings, self.model, self._optimizer, self._scaler)
         other._layers = {name: replace(layer) for name, layer in self._layers.items()}
-        other._always = measuring
+        other._always, other._probe = measuring, probe
+        other._num_bounded = self._num_bounded
         return other
 
     def measured_layers(self) -> dict[str, Layer]:
@@ -157,6 +163,8 @@ class CompressedActivations:
                 self._settle_norm()
         if self._measuring and call.taken and call.layer is not None:
             self._measures.watch(call, call.layer, result)
+            if self._probe is not None:
+                self._probe.watch(call, func, result)
         return result
 
     def _find_layer(self, call: Call) -> None:
@@ -299,10 +307,13 @@ class CompressedActivations:
                 bounded.encode(x, layer.bound)
                 self._tally.keep(bounded.row, "bounded", bounded.num_bytes - before)
                 bounded.layer.num_bytes += bounded.num_bytes - before
-        bounded.readers += 1
         layer.num_values += x.numel()
         if self._measuring:
             self._measures.error(x, bounded, layer)
+        if self._probe is not None:
+            self._probe.take(call, x, bounded)
+            return Exact(x)
+        bounded.readers += 1
         return bounded
 
     def _is_input(self, x: Tensor, call: Call) -> bool:
@@ -518,7 +529,9 @@ class CompressedActivations:
 
         `loss()` runs the forward pass and returns the loss; nothing but the gradients is asked of it, and the model's
         buffers, its gradients and the global generators stay as they were. Returns for each layer the standard
-        deviation ``measured``, the ``predicted`` one, and the mean absolute ``gradient``.
+        deviation ``measured``, which the error of the layer's own input makes, all else being exact; the ``predicted``
+        one; that of a ``whole_step``, in which errors of the gradients of batch normalisation come from the layers
+        behind; and the mean absolute ``gradient``. For that time, inputs and output gradients of all layers are held.
 
         Raises:
             UsageError: called inside the context.

@@ -43,9 +43,9 @@ class Measures:
                 parts = reach(call.name, call.input.shape, result.shape, call.weight, call.args, call.kwargs)
             hook = partial(_add_product, measured, parts)
         else:
-            deviations = _deviations(call)
-            measured.inverse_variance = float(deviations.square().mean())
-            hook = partial(_add_norm, measured, deviations, call.norm)
+            inverse = deviations(call)
+            measured.inverse_variance = float(inverse.square().mean())
+            hook = partial(_add_norm, measured, inverse, call.norm)
         self._hooks.append(result.register_hook(hook))
         if call.weight is not None and call.weight.requires_grad and not measured.watched:
             measured.watched = True  # once: the hook has the sum over all calls
@@ -120,7 +120,7 @@ def _add_weight(measured: _Measured, gradient: Tensor) -> None:
     measured.gradient += float(gradient.detach().float().abs().mean())
 
 
-def _deviations(call: Call) -> Tensor:
+def deviations(call: Call) -> Tensor:
     """Return 1 / std of each channel, as batch normalisation takes it."""
     x, args, kwargs = call.input, call.args, call.kwargs
     assert x is not None

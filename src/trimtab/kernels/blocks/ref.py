@@ -83,7 +83,7 @@ def encode(
     for k, first in enumerate(range(0, x.size, CHUNK)):
         values = x[first : first + CHUNK]
         bytes_ = words[itemsize * first : itemsize * (first + values.size)]
-        noise = dither(start, first)
+        noise = _dither(start, first)
         chunk, squares = _encode_chunk(values, bytes_, np.float32(error), rounding, noise)
         sizes[k] = len(chunk)
         out[at : at + len(chunk)] = np.frombuffer(chunk, np.uint8)
@@ -103,7 +103,7 @@ def decode(data: np.ndarray, sizes: np.ndarray, error: float, start: int, itemsi
     num_kept = 0
     for k, first in enumerate(range(0, y.size, CHUNK)):
         chunk, part = data[ends[k] - sizes[k] : ends[k]], y[first : first + CHUNK]
-        kept = _decode_chunk(chunk, np.float32(error), dither(start, first), itemsize, part)
+        kept = _decode_chunk(chunk, np.float32(error), _dither(start, first), itemsize, part)
         if kept < 0:
             return -1
         num_kept += kept
@@ -123,7 +123,7 @@ def restore(data: np.ndarray, sizes: np.ndarray, itemsize: int, words: np.ndarra
             block[...] = chunk[at : at + block.size]
 
 
-def dither(start: int, first: int) -> np.ndarray | None:
+def _dither(start: int, first: int) -> np.ndarray | None:
     """Return r (float32) of a chunk, in rows of a block each, whose first element is number `first`; None if plain."""
     if start == PLAIN:
         return None

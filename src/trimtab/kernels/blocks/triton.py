@@ -12,7 +12,16 @@ import torch
 import triton
 import triton.language as tl
 
-from trimtab.kernels.blocks.ref import BLOCK, CHUNK, ROUNDS
+from trimtab.kernels.blocks.ref import (
+    BLOCK,
+    CHUNK,
+    DITHER_BITS,
+    DITHER_FACTORS,
+    DITHER_SHIFT,
+    LEAST,
+    PLAIN,
+    ROUNDS,
+)
 
 __all__ = ["BLOCK", "CHUNK", "ROUNDS", "decode_tensor", "encode_tensor"]
 
@@ -20,14 +29,19 @@ _BLOCK, _BLOCKS, _ROUNDS = tl.constexpr(BLOCK), tl.constexpr(CHUNK // BLOCK), tl
 _CODE_BITS, _SIGNED = tl.constexpr(22), tl.constexpr(32)
 _LIMIT = tl.constexpr(float((1 << 22) - 1))
 _ZERO, _MIXED, _FULL, _KEPT = (tl.constexpr(kind) for kind in range(4))
+_FIRST, _SECOND = (tl.constexpr(factor - 2**32) for factor in DITHER_FACTORS)
+_MIX, _MIXED_BITS = tl.constexpr(DITHER_SHIFT), tl.constexpr((1 << 32 - DITHER_SHIFT) - 1)
+_DROP, _DITHER_BITS = tl.constexpr(32 - DITHER_BITS), tl.constexpr((1 << DITHER_BITS) - 1)
+_UNIT, _LEAST = tl.constexpr(2.0**-DITHER_BITS), tl.constexpr(LEAST)
 _FLOAT32, _FLOAT16, _BFLOAT16 = (tl.constexpr(kind) for kind in range(3))
 _KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
-def encode_tensor(x: torch.Tensor, error: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def encode_tensor(x: torch.Tensor, error: float, start: int = PLAIN) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the sizes of chunks (int32), the chunks (uint8) and the sum of the squared errors (float64) of `x`.
 
-    `x` (flat, contiguous) is float32, float16 or bfloat16, and `error` a number of that type.
+    `x` (flat, contiguous) is float32, float16 or bfloat16, and `error` a number of that type. `start` is that of the
+    dither.
     """
     words, kind = x.view(_word_type(x)), _KINDS[x.dtype]
     num_chunks = -(-x.numel() // CHUNK)
@@ -36,8 +50,9 @@ def encode_tensor(x: torch.Tensor, error: float) -> tuple[torch.Tensor, torch.Te
     if not num_chunks:
         return sizes, sizes.to(torch.uint8), squares.to(torch.float64).sum()
     step = torch.tensor(error, dtype=torch.float32)
-    settings = words, x.numel(), step.item(), (1 / (step + step)).item()
-    options = {"KIND": kind, "ITEM": x.element_size(), "num_warps": 4, "enable_fp_fusion": False}
+    settings = words, x.numel(), step.item(), (1 / (step + step)).item(), _as_int32(start)
+    options = {"KIND": kind, "ITEM": x.element_size(), "DITHERS": start != PLAIN, "num_warps": 4}
+    options["enable_fp_fusion"] = False
     with torch.cuda.device_of(x):
         _encode[(num_chunks,)](*settings, sizes, sizes, sizes, squares, WRITES=False, **options)
         ends = sizes.to(torch.int64).cumsum(0)
@@ -47,7 +62,7 @@ def encode_tensor(x: torch.Tensor, error: float) -> tuple[torch.Tensor, torch.Te
     return sizes, stream.view(torch.uint8)[:num_bytes], squares.to(torch.float64).sum()
 
 
-def decode_tensor(sizes: torch.Tensor, data: torch.Tensor, error: float, y: torch.Tensor) -> bool:
+def decode_tensor(sizes: torch.Tensor, data: torch.Tensor, error: float, y: torch.Tensor, start: int = PLAIN) -> bool:
     """Fill `y` (flat, contiguous) from what `encode_tensor` returned; False where a chunk contradicts itself.
 
     The sizes have to add up to that of `data`, and be as many as `y` has chunks.
@@ -59,14 +74,27 @@ def decode_tensor(sizes: torch.Tensor, data: torch.Tensor, error: float, y: torc
     good = torch.empty(num_chunks, dtype=torch.int32, device=y.device)
     with torch.cuda.device_of(y):
         _decode[(num_chunks,)](
-            data, sizes, ends, y.view(_word_type(y)), y.numel(), float(error), good,
-            KIND=_KINDS[y.dtype], ITEM=y.element_size(), num_warps=1,
+            data, sizes, ends, y.view(_word_type(y)), y.numel(), float(error), _as_int32(start), good,
+            KIND=_KINDS[y.dtype], ITEM=y.element_size(), DITHERS=start != PLAIN, num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
     return bool(good.all())
 
 
 def _word_type(x: torch.Tensor) -> torch.dtype:
     return torch.int32 if x.dtype == torch.float32 else torch.int16
+
+
+def _as_int32(start: int) -> int:
+    """Return the signed number with the same last 32 bits."""
+    return (start + 2**31) % 2**32 - 2**31
+
+
+@triton.jit
+def _dither(numbers):
+    """Return r of elements; `numbers` (int32) are their places from the start on."""
+    d = numbers * _FIRST
+    d = (d ^ ((d >> _MIX) & _MIXED_BITS)) * _SECOND
+    return ((d >> _DROP) & _DITHER_BITS).to(tl.float32) * _UNIT
 
 
 @triton.jit
@@ -126,8 +154,8 @@ def _append(stream, first_bit, place, bits, chosen, count):
 
 @triton.jit
 def _encode(
-    words, num, error, inverse, sizes, ends, stream, squares,
-    KIND: tl.constexpr, ITEM: tl.constexpr, WRITES: tl.constexpr,
+    words, num, error, inverse, start, sizes, ends, stream, squares,
+    KIND: tl.constexpr, ITEM: tl.constexpr, DITHERS: tl.constexpr, WRITES: tl.constexpr,
 ):  # fmt: skip
     chunk = tl.program_id(0).to(tl.int64)
     b, i = tl.arange(0, _BLOCKS), tl.arange(0, _BLOCK)
@@ -137,11 +165,23 @@ def _encode(
     x = _widened(raw, KIND)
     magnitude = tl.abs(x)
     scaled = magnitude * inverse
+    if DITHERS:
+        noise = _dither(start + chunk.to(tl.int32) * (_BLOCK * _BLOCKS) + element)
+        scaled += noise
     scaled = tl.where(scaled < _LIMIT, scaled, _LIMIT)
     rest = scaled.to(tl.int32)
-    miss = tl.abs(_rounded((rest + rest + 1).to(tl.float32) * error, KIND) - magnitude)
+    steps = (rest + rest + 1).to(tl.float32)
+    if DITHERS:
+        steps = tl.maximum(steps - (noise + noise), _LEAST)
+    y = _rounded(steps * error, KIND)
+    miss = tl.abs(y - magnitude)
     some = (magnitude != 0).to(tl.int32)
-    bad = tl.sum((some != 0).to(tl.int32) & (1 - (miss <= error).to(tl.int32)), 1)
+    fits = miss <= error
+    if DITHERS:
+        fits = fits & (y > 0)
+        if KIND == _FLOAT32:
+            fits = fits & (miss < error)
+    bad = tl.sum((some != 0).to(tl.int32) & (1 - fits.to(tl.int32)), 1)
     negative = (x < 0).to(tl.int32)
     n = tl.sum(some, 1)
     real = tl.minimum(tl.maximum(left - b * _BLOCK, 0), _BLOCK)
@@ -217,7 +257,9 @@ def _read(chunk_at, place, end, chosen):
 
 
 @triton.jit
-def _decode(data, sizes, ends, words, num, error, good, KIND: tl.constexpr, ITEM: tl.constexpr):
+def _decode(
+    data, sizes, ends, words, num, error, start, good, KIND: tl.constexpr, ITEM: tl.constexpr, DITHERS: tl.constexpr
+):
     chunk = tl.program_id(0).to(tl.int64)
     left = tl.minimum(num - chunk * (_BLOCK * _BLOCKS), _BLOCK * _BLOCKS).to(tl.int32)
     size = tl.load(sizes + chunk).to(tl.int32)
@@ -263,8 +305,12 @@ def _decode(data, sizes, ends, words, num, error, good, KIND: tl.constexpr, ITEM
                 for plane in range(r, _CODE_BITS):
                     bits, place = _read(chunk_at, place, end, alive)
                     rest |= bits << plane
-        y = tl.where(mask != 0, (rest + rest + 1).to(tl.float32) * error, 0.0)
         element = block * _BLOCK + i
+        steps = (rest + rest + 1).to(tl.float32)
+        if DITHERS:
+            noise = _dither(start + chunk.to(tl.int32) * (_BLOCK * _BLOCKS) + element)
+            steps = tl.maximum(steps - (noise + noise), _LEAST)
+        y = tl.where(mask != 0, steps * error, 0.0)
         result = _as_words(y, negative, KIND)
         is_kept = kind == _KEPT
         raw = tl.full([_BLOCK], 0, tl.int32)
