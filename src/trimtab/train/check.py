@@ -11,6 +11,7 @@ from torch import Tensor
 from trimtab.errors import UsageError
 from trimtab.train.functions import Call, Kind
 from trimtab.train.measures import deviations
+from trimtab.train.rebuilt import Rebuilt
 from trimtab.train.saved import Bounded
 from trimtab.train.trial import gradients, undisturbed
 
@@ -22,27 +23,27 @@ class Probe:
     """Listens to an exact step: what would have been kept of each layer's input, and the gradient of its output."""
 
     def __init__(self) -> None:
-        self._inputs: dict[Call, tuple[Tensor, Bounded]] = {}
+        self._inputs: dict[Call, tuple[Tensor, Bounded | Rebuilt]] = {}
         self._gradients: dict[Call, tuple[Callable, Tensor]] = {}
 
-    def take(self, call: Call, x: Tensor, bounded: Bounded) -> None:
+    def take(self, call: Call, x: Tensor, kept: Bounded | Rebuilt) -> None:
         """Take in the input of a call, and what stands for it."""
-        self._inputs[call] = x.detach(), bounded
+        self._inputs[call] = x.detach(), kept
 
     def watch(self, call: Call, function: Callable, result: Any) -> None:
         """Take in the gradient of a call's result when it comes."""
-        if call in self._inputs and isinstance(result, Tensor) and result.requires_grad:
+        if isinstance(result, Tensor) and result.requires_grad:
             result.register_hook(lambda gradient: self._gradients.__setitem__(call, (function, gradient.detach())))
 
     def noise(self) -> dict[str, Tensor]:
         """Return what the errors of a layer's inputs add to the gradient of its weight, by the names of layers."""
         found: dict[str, Tensor] = {}
         for call, (function, gradient) in self._gradients.items():
-            x, bounded = self._inputs[call]
-            assert call.layer is not None and call.input is not None
-            if call.weight is None:
+            if call.weight is None or call not in self._inputs:
                 continue
-            error = (bounded.decode().float() - x.float()).view(call.input.shape)
+            assert call.layer is not None and call.input is not None
+            x, kept = self._inputs[call]
+            error = (kept.decode().float() - x.float()).view(call.input.shape)
             if call.kind is Kind.PRODUCT:
                 own = _of_product(call, function, error, gradient.float())
             else:

@@ -288,8 +288,7 @@ class CompressedActivations:
             else:
                 self._settle()
             mask = signs if signs is not None and not self._keeps_signs else None
-            self._num_bounded += 1
-            bounded = Bounded(x, self._codec, layer.bound, mask, self._num_bounded * _DITHER_STRIDE)
+            bounded = Bounded(x, self._codec, layer.bound, mask, self._dither_start())
             self._bounded[key] = bounded
             bounded.row = row
             self._tally.keep(row, "bounded", bounded.num_bytes)
@@ -363,17 +362,26 @@ class CompressedActivations:
         """Let the rectifier's result, now kept, stand for the input of batch normalisation that waits."""
         norm = self._norm
         assert norm is not None and norm.call is not None and norm.call.layer is not None
-        if norm.tensor is None or norm.can_be_read:
+        x = norm.tensor
+        if x is None or norm.can_be_read:
             return self._settle_norm()
         self._norm, call, layer = None, norm.call, norm.call.layer
-        rebuilt = norm.rebuild(r, bounded, self._codec)
+        rebuilt = norm.rebuild(r, bounded, self._codec, self._dither_start())
         self._tally.keep(self._tally.row(call.name, layer.name), "rebuilt", rebuilt.num_bytes)
         layer.rebuilt, layer.shares, layer.reason = True, bounded.layer, ""
         layer.bound, layer.curve = bounded.layer.bound, bounded.layer.curve
         layer.num_values += r.numel()
         if self._measuring:
             self._measures.error(r, bounded, layer)
+        if self._probe is not None:
+            self._probe.take(call, x, rebuilt)
+            norm.settle(Exact(x))
         return None
+
+    def _dither_start(self) -> int:
+        """Return where the dither of the next tensor begins."""
+        self._num_bounded += 1
+        return self._num_bounded * _DITHER_STRIDE
 
     def _pack_clamped(self, x: Tensor, key: Any, call: Call) -> Saved:
         defaults = (0.0, 6.0) if call.name == "relu6" else (-1.0, 1.0)

@@ -39,8 +39,8 @@ class Rebuilt:
     sensitivity: Tensor
     """The error of xhat for one of 1 in the rectifier's result, in each channel: 1 / |gamma|."""
 
-    def __init__(self, x: Tensor, r: Tensor, result: Bounded, affine: Affine, codec: Codec) -> None:
-        """`result` keeps the rectifier's result `r`."""
+    def __init__(self, x: Tensor, r: Tensor, result: Bounded, affine: Affine, codec: Codec, start: int) -> None:
+        """`result` keeps the rectifier's result `r`; `start` is that of the dither of channels that are kept."""
         self._layout, self._result = Layout(x), result
         result.readers += 1
         x, r = x.detach(), r.detach()
@@ -58,7 +58,7 @@ class Rebuilt:
         if bool(coarse.any()):
             self._places = coarse.nonzero().view(-1)
             some = x[:, self._places].float() - self._offset[self._places].view(columns)
-            self._kept = Bounded(some.div_(self._factor[self._places].view(columns)), codec, COARSEST)
+            self._kept = Bounded(some.div_(self._factor[self._places].view(columns)), codec, COARSEST, start=start)
 
     @property
     def num_bytes(self) -> int:
@@ -67,8 +67,14 @@ class Rebuilt:
         return self._factor.nbytes + self._offset.nbytes + self._dead.nbytes + kept
 
     def restore(self) -> Tensor:
-        r, columns = self._result.restore(), self._columns
-        x = self._layout.empty()
+        return self._from(self._result.restore())
+
+    def decode(self) -> Tensor:
+        """Return the values, decoded anew."""
+        return self._from(self._result.decode())
+
+    def _from(self, r: Tensor) -> Tensor:
+        x, columns = self._layout.empty(), self._columns
         torch.addcmul(self._offset.view(columns), r, self._factor.view(columns), out=x)
         torch.where(r <= 0, self._dead.to(x.dtype).view(columns), x, out=x)
         if self._kept is not None:
@@ -121,6 +127,7 @@ class Undecided:
         "_version",
         "call",
         "key",
+        "rebuilt",
         "rectified",
     )
     call: Call | None
@@ -129,9 +136,11 @@ class Undecided:
     """Of the input."""
     rectified: Any
     """The key of the rectifier's result, once there is one."""
+    rebuilt: Rebuilt | None
+    """What was made of the rectifier's result, if so."""
 
     def __init__(self, x: Tensor, call: Call, key: Any) -> None:
-        self.call, self.key, self.rectified = call, key, None
+        self.call, self.key, self.rectified, self.rebuilt = call, key, None, None
         self._tensor: Tensor | None = x.detach()
         self._version, self._affine = x._version, Affine(x, call)
         self._saved: Saved | None = None
@@ -142,11 +151,6 @@ class Undecided:
     @property
     def num_bytes(self) -> int:
         return 0 if self._saved is None else self._saved.num_bytes
-
-    @property
-    def rebuilt(self) -> Rebuilt | None:
-        """What stands for the input, if it is rebuilt."""
-        return self._saved if isinstance(self._saved, Rebuilt) else None
 
     @property
     def tensor(self) -> Tensor | None:
@@ -183,12 +187,12 @@ class Undecided:
         """Whether somebody still has the output."""
         return self._storage is not None and not self._storage.expired()
 
-    def rebuild(self, r: Tensor, result: Bounded, codec: Codec) -> Rebuilt:
+    def rebuild(self, r: Tensor, result: Bounded, codec: Codec, start: int) -> Rebuilt:
         """Keep but what is needed to make the input from the rectifier's result `r`, which `result` keeps."""
         assert self._tensor is not None
-        rebuilt = Rebuilt(self._tensor, r, result, self._affine, codec)
-        self.settle(rebuilt)
-        return rebuilt
+        self.rebuilt = Rebuilt(self._tensor, r, result, self._affine, codec, start)
+        self.settle(self.rebuilt)
+        return self.rebuilt
 
     def settle(self, saved: Saved) -> None:
         """Have `saved` stand for the input, and let go of it."""
