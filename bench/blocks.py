@@ -1,6 +1,6 @@
 """The block coder of activations: bits a value and speed on normal elements and rectified ones, beside others.
 
-Elements are drawn from a seed; bounds are parts of their standard deviation before rectifying, as coarse as training
+Ours with and without dither. Elements are drawn from a seed; bounds are parts of their standard deviation before rectifying, as coarse as training
 bears. Others: SZ within the same bound, 4-bit codes with stochastic rounding and a scale for each 128 elements, which
 promise no bound, bfloat16, and a copy. All allocate what they return.
 """
@@ -24,7 +24,7 @@ from trimtab.records import Bar, Record
 
 SEED = 0
 NUM, NUM_QUICK = 1 << 23, 1 << 16
-OURS = "trimtab Blocks"
+OURS, DITHERED = "trimtab Blocks", "trimtab Blocks, dithered"
 ENCODE, DECODE = 2.5, 3.0
 """GB/s of float32 a core that must be reached."""
 
@@ -56,7 +56,7 @@ def contenders(x: np.ndarray, bound: Abs) -> Iterator[tuple[Contender, float]]:
     """Yield what encodes and decodes `x`, and the bits that it takes a value."""
     import torch
 
-    codecs: dict[str, Codec] = {OURS: Blocks(), "trimtab SZ, fast": SZ(level="fast")}
+    codecs: dict[str, Codec] = {OURS: Blocks(), DITHERED: Blocks(dither=True), "trimtab SZ, fast": SZ(level="fast")}
     for name, codec in codecs.items():
         contender = Contender(name, lambda codec=codec: codec.encode(x, bound), codec.decode)
         yield contender, 8 * codec.encode(x, bound).num_bytes / x.size
@@ -93,8 +93,9 @@ def run(options: Options) -> Record:
             metrics |= harness.speeds(subject.name, timings, x.nbytes, OURS)
             metrics |= {f"{subject.name}/{c.name}/bits": exact(bits, "bits a value") for c, bits in found}
             for what, least in (("encode", ENCODE), ("decode", DECODE)):
-                reached = metrics[f"{subject.name}/{OURS}/{what}"]
-                bars.append(at_least(f"blocks: {what}, {subject.name}", least, reached, " GB/s"))
+                for way, dithered in ((OURS, ""), (DITHERED, " dithered")):
+                    reached = metrics[f"{subject.name}/{way}/{what}"]
+                    bars.append(at_least(f"blocks: {what}{dithered}, {subject.name}", least, reached, " GB/s"))
             if subject.most_bits is not None:
                 bits = metrics[f"{subject.name}/{OURS}/bits"].value
                 required = f"<= {subject.most_bits:g}"

@@ -13,6 +13,7 @@ def test_record():
     for subject in blocks.SUBJECTS:
         assert bits[f"{subject.name}/4 bits, stochastic/bits"] == 4.25
         assert bits[f"{subject.name}/{blocks.OURS}/bits"] < bits[f"{subject.name}/trimtab SZ, fast/bits"]
+        assert bits[f"{subject.name}/{blocks.DITHERED}/bits"] > bits[f"{subject.name}/{blocks.OURS}/bits"]
     assert all(bar.passed for bar in record.bars if "bits a value" in bar.name)
-    assert len(record.bars) == 2 * len(blocks.SUBJECTS) + 2
+    assert len(record.bars) == 4 * len(blocks.SUBJECTS) + 2
     assert blocks_table(record).count("**trimtab Blocks**") == len(blocks.SUBJECTS)

@@ -28,6 +28,8 @@ def settings(codec_id: str) -> list[Codec]:
     codecs = [make_codec(plain)]
     for field in msgspec.inspect.type_info(codec_class(codec_id)).fields:
         choices = field.type.values if isinstance(field.type, msgspec.inspect.LiteralType) else ()
+        if isinstance(field.type, msgspec.inspect.BoolType):
+            choices = (False, True)
         codecs += [make_codec({**plain, field.name: choice}) for choice in choices if choice != field.default]
     return codecs
 

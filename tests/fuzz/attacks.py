@@ -38,6 +38,7 @@ SETTINGS = {  # codecs whose settings change the format
     "sz": [{"level": "fast"}, {"level": "balanced"}, {"level": "ratio"}],
     "aesz": [{"model": pooling(2).model, "choice": "network"}],
     "embedding": [{"encoder": "exact"}, {"encoder": "entropy"}, {"encoder": "vector_lz"}, {"encoder": "dedup"}],
+    "blocks": [{"dither": False}, {"dither": True}],
     "gwlz": [{"hidden": []}, {"hidden": [4], "groups": 1, "steps": 800}, {"hidden": [], "groups": 1, "relaxed": 2}],
 }
 SIZES = {"gwlz": 12_005}  # codecs that leave arrays of SIZE to others

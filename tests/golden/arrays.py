@@ -221,22 +221,22 @@ def embedding() -> dict[str, Case]:
     return cases
 
 
-def blocks() -> dict[str, Case]:
+def blocks(codec: Blocks = Blocks()) -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for name in ("float32", "float16", "bfloat16"):
         x = weights(name, 40, 64)
-        cases[f"dense {name}"] = (x, Abs(0.01), Blocks())
-        cases[f"sparse {name}"] = (np.maximum(x, 0), Abs(0.01), Blocks())
-        cases[f"special {name}"] = (with_specials(weights(name, 33, 37)), Abs(0.01), Blocks())
+        cases[f"dense {name}"] = (x, Abs(0.01), codec)
+        cases[f"sparse {name}"] = (np.maximum(x, 0), Abs(0.01), codec)
+        cases[f"special {name}"] = (with_specials(weights(name, 33, 37)), Abs(0.01), codec)
     x = weights("float32", 4000)
-    cases |= {f"{bound}": (x, bound, Blocks()) for bound in (Rel(0.1), Abs(0.002), Abs(1e-5), Abs(1e-7), Abs(1e-9))}
+    cases |= {f"{bound}": (x, bound, codec) for bound in (Rel(0.1), Abs(0.002), Abs(1e-5), Abs(1e-7), Abs(1e-9))}
     x = x.copy()
     x[::500] *= 4096
     x[1000:2100] = 0
-    cases["outliers"] = (x, Abs(0.01), Blocks())
+    cases["outliers"] = (x, Abs(0.01), codec)
     slices = np.zeros(2**18 + 100, np.float32)
     slices[::5001] = noise(53)
-    cases["two slices"] = (slices, Abs(0.5), Blocks())
+    cases["two slices"] = (slices, Abs(0.5), codec)
     return cases
 
 
@@ -254,4 +254,5 @@ FILES: dict[str, Callable[[], dict[str, Case]]] = {
     "sparse": sparse,
     "embedding": embedding,
     "blocks": blocks,
+    "blocks-dither": lambda: blocks(Blocks(dither=True)),
 }
