@@ -1,8 +1,8 @@
 """The block coder of activations: bits a value and speed on normal elements and rectified ones, beside others.
 
-Ours with and without dither. Elements are drawn from a seed; bounds are parts of their standard deviation before rectifying, as coarse as training
-bears. Others: SZ within the same bound, 4-bit codes with stochastic rounding and a scale for each 128 elements, which
-promise no bound, bfloat16, and a copy. All allocate what they return.
+Ours is measured with dither and without. Elements are drawn from a seed; bounds are parts of their standard deviation
+before rectifying, as coarse as training bears. Others: SZ within the same bound, 4-bit codes with stochastic rounding
+and a scale for each 128 elements, which promise no bound, bfloat16, and a copy. All allocate what they return.
 """
 
 from __future__ import annotations

@@ -221,8 +221,9 @@ def embedding() -> dict[str, Case]:
     return cases
 
 
-def blocks(codec: Blocks = Blocks()) -> dict[str, Case]:
+def blocks(*, dither: bool = False) -> dict[str, Case]:
     cases: dict[str, Case] = {}
+    codec = Blocks(dither=dither)
     for name in ("float32", "float16", "bfloat16"):
         x = weights(name, 40, 64)
         cases[f"dense {name}"] = (x, Abs(0.01), codec)
@@ -254,5 +255,5 @@ FILES: dict[str, Callable[[], dict[str, Case]]] = {
     "sparse": sparse,
     "embedding": embedding,
     "blocks": blocks,
-    "blocks-dither": lambda: blocks(Blocks(dither=True)),
+    "blocks-dither": lambda: blocks(dither=True),
 }

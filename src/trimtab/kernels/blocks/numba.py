@@ -45,9 +45,7 @@ from trimtab.kernels.words import (
 
 __all__ = ["BFLOAT16", "BLOCK", "CHUNK", "FLOAT16", "NONE", "ROUNDS", "decode", "encode", "most_bytes", "restore"]
 
-_PLAIN, _LEAST = PLAIN, np.float32(LEAST)
-_FIRST, _SECOND = (np.uint32(factor) for factor in DITHER_FACTORS)
-_MIX, _DROP, _UNIT = np.uint32(DITHER_SHIFT), np.uint32(32 - DITHER_BITS), np.float32(2.0**-DITHER_BITS)
+_PLAIN = PLAIN
 _CHUNK, _BLOCK, _BLOCKS, _ROUNDS = CHUNK, BLOCK, CHUNK // BLOCK, ROUNDS
 _FLOAT16, _BFLOAT16 = FLOAT16, BFLOAT16
 _LIMIT = (1 << 22) - 1
@@ -203,6 +201,22 @@ def _store_low(typingctx, rest, shift, low):
         return context.get_dummy_value()
 
     return types.void(types.uintp, types.int32, types.uintp), codegen
+
+
+@intrinsic
+def _move_back(typingctx, magnitudes, start, error):
+    """Make, of the 2 c - 1 of a block (float32; 0 for zeros), what they decode to with dither."""
+
+    def codegen(context, b, signature, args):
+        place = b.inttoptr(args[0], _WIDE.as_pointer())
+        odd, noise = b.load(place, align=4), _dither(b, args[1])
+        nothing, least = (ir.Constant(_WIDE, [value] * BLOCK) for value in (0.0, LEAST))
+        y = b.fsub(odd, b.fadd(noise, noise))
+        y = b.fmul(b.select(b.fcmp_ordered(">", y, least), y, least), _in_all_lanes(b, args[2], _WIDE))
+        b.store(b.select(b.fcmp_ordered(">", odd, nothing), y, nothing), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.uint32, types.float32), codegen
 
 
 @kernel(
@@ -374,6 +388,7 @@ def decode(data, sizes, error, start, itemsize, y):
     q = np.empty(_CHUNK, u8)
     negative = np.empty(_CHUNK, u8)
     low = np.empty(3 * _CHUNK, u8)
+    last = np.zeros(_BLOCK, f32)
     copied = np.zeros(_CHUNK * 4 + 1 + _BLOCKS // 4 + _BEHIND, u8)
     q_at, negative_at, low_at, data_at, copied_at = (
         uintp(q.ctypes.data), uintp(negative.ctypes.data), uintp(low.ctypes.data), uintp(data.ctypes.data),
@@ -508,13 +523,16 @@ def decode(data, sizes, error, start, itemsize, y):
                 t = f32(i32(c + c + i32(1))) * scale
                 v[i] = t if qs[i] != u8(0) else f32(0)
         if start != _PLAIN:
-            number = u32(start + k * _CHUNK)
-            for i in range(v.size):
-                d = u32(u32(number + u32(i)) * _FIRST)
-                d = u32(u32(d ^ u32(d >> _MIX)) * _SECOND)
-                r = f32(i32(d >> _DROP)) * _UNIT
-                t = max(f32(v[i] - f32(r + r)), _LEAST) * error
-                v[i] = t if v[i] != f32(0) else f32(0)
+            place, num_whole = uintp(v.ctypes.data), v.size // _BLOCK
+            for b in range(num_whole):
+                _move_back(place + uintp(4 * b * _BLOCK), u32(start + k * _CHUNK + b * _BLOCK), error)
+            rest = v[num_whole * _BLOCK :]
+            if rest.size:
+                for i in range(rest.size):
+                    last[i] = rest[i]
+                _move_back(uintp(last.ctypes.data), u32(start + k * _CHUNK + num_whole * _BLOCK), error)
+                for i in range(rest.size):
+                    rest[i] = last[i]
         if signed:
             vs = v.view(i32)
             for i in range(v.size):
