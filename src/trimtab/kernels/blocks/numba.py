@@ -127,7 +127,7 @@ def _quantise_as(rounding, dithers):
 
 
 def _dither(b, start):
-    """Return r of a block whose first element is number `start`."""
+    """Return u of a block whose first element is number `start`."""
     first, second = DITHER_FACTORS
     numbers = b.add(
         _in_all_lanes(b, b.mul(start, _LANE(first)), _CODES),

@@ -8,8 +8,8 @@ float32, and 2^22 at most. An element cannot be coded where what it decodes to, 
 With dither, the edges of those bins move from element to element, so that errors depend on the place and hardly on the
 magnitude: those of neighbours, and of an array that is coded again elsewhere, are like independent ones. Element i has
 a number d of 24 bits, made of start + i, all modulo 2^32: that times 0x9E3779B9; then the exclusive or of this and this
-shifted right by 14; times 0xF9A8CB5D; shifted right by 8. With r = d / 2^24, all in float32, the code of m is
-floor(m x (1 / (2 e)) + r) + 1 and decodes to max((2 c - 1) - 2 r, 1/128) e. An element that decodes to zero in its
+shifted right by 14; times 0xF9A8CB5D; shifted right by 8. With u = d / 2^24, all in float32, the code of m is
+floor(m x (1 / (2 e)) + u) + 1 and decodes to max((2 c - 1) - 2 u, 1/128) e. An element that decodes to zero in its
 dtype cannot be coded, nor a float32 whose error, as float32 computes it, is not below e, for it may be rounded.
 
 Elements come in chunks of 1024, of 16 blocks of 64; the last chunk has the blocks it needs, and its last block is
@@ -124,7 +124,7 @@ def restore(data: np.ndarray, sizes: np.ndarray, itemsize: int, words: np.ndarra
 
 
 def _dither(start: int, first: int) -> np.ndarray | None:
-    """Return r (float32) of a chunk, in rows of a block each, whose first element is number `first`; None if plain."""
+    """Return u (float32) of a chunk, in rows of a block each, whose first element is number `first`; None if plain."""
     if start == PLAIN:
         return None
     numbers = (start + first + np.arange(CHUNK, dtype=np.uint64)).astype(np.uint32)

@@ -91,7 +91,7 @@ def _as_int32(start: int) -> int:
 
 @triton.jit
 def _dither(numbers):
-    """Return r of elements; `numbers` (int32) are their places from the start on."""
+    """Return u of elements; `numbers` (int32) are their places from the start on."""
     d = numbers * _FIRST
     d = (d ^ ((d >> _MIX) & _MIXED_BITS)) * _SECOND
     return ((d >> _DROP) & _DITHER_BITS).to(tl.float32) * _UNIT
