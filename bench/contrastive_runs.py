@@ -43,9 +43,12 @@ class Run(ProcessJob):
 
     @property
     def depends_on(self) -> dict[str, Any]:
+        regime = msgspec.to_builtins(REGIMES[self.regime])
+        for name in ("ways", "num_seeds", "num_tries"):  # which runs there are
+            del regime[name]
         return {
             "run": msgspec.to_builtins(self),
-            "regime": msgspec.to_builtins(REGIMES[self.regime]),
+            "regime": regime,
             "settings": SETTINGS[self.way][self.choice],
         }
 

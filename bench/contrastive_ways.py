@@ -53,8 +53,7 @@ class Regime:
 
 
 REGIMES = {
-    "batch 64": Regime(num_pairs=20_000, batch=64, epochs=15),
-    "batch 16": Regime(ways=(*PEERS, *OURS), num_pairs=10_000, batch=16, epochs=20, num_points=10),
+    "batch 64": Regime(ways=(*PEERS, *OURS), num_pairs=20_000, batch=64, epochs=15),
     "small": Regime(
         num_pairs=256,
         batch=32,
