@@ -189,11 +189,12 @@ preadv: Callable[[int, Sequence[memoryview], int], int] = getattr(os, "preadv", 
 class Rows:
     """Where samples of one field go: the rows of an array, and the bytes of each.
 
-    `samples` int64[n] says which sample each row is of.
+    `samples` int64[n] says which sample each row is of; `told` are their numbers for messages, if those are others.
     """
 
-    def __init__(self, samples: np.ndarray, array: np.ndarray) -> None:
+    def __init__(self, samples: np.ndarray, array: np.ndarray, told: np.ndarray | None = None) -> None:
         self.samples = samples
+        self._told = samples if told is None else told
         self.array = array
         self.row_bytes = math.prod(array.shape[1:]) * array.itemsize
         whole = array.flags.c_contiguous and array.size > 0
@@ -211,7 +212,7 @@ class Rows:
 
     def what(self, row: int) -> str:
         """Return words for a row, for the message of an error."""
-        return f"sample {self.samples[row]}"
+        return f"sample {self._told[row]}"
 
 
 class Parts(NamedTuple):
