@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -63,12 +64,12 @@ def test_every_dtype(tmp_path, version, dtype, packed):
     assert "by zarr" not in check(tmp_path / "a.zarr")
 
 
-@pytest.mark.parametrize("costs", [FAST, SLOW], ids=["apart", "merged"])
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("chunks", [(1, 5, 6), (3, 5, 6), (1, 2, 6), (4, 3, 4), (40, 9, 6)], ids=str)
-def test_every_chunking(tmp_path, costs, codec, chunks):
-    zarr.create_array(tmp_path / "a.zarr", data=values((21, 5, 6), "i4"), chunks=chunks, compressors=CODECS[codec])
-    assert "by zarr" not in check(tmp_path / "a.zarr", costs)
+def test_every_chunking(tmp_path, codec, chunks):
+    zarr.create_array(tmp_path / "a.zarr", data=values((11, 5, 6), "i4"), chunks=chunks, compressors=CODECS[codec])
+    for costs in FAST, SLOW:
+        assert "by zarr" not in check(tmp_path / "a.zarr", costs)
 
 
 @pytest.mark.parametrize("codec", ["plain", "zstd"])
@@ -127,7 +128,7 @@ def test_names_of_chunks(tmp_path, key):
         assert "by zarr" not in check(tmp_path / f"{ord(mark)}.zarr")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_any_array_is_read_as_zarr_reads_it(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("any") / "a.zarr"
@@ -173,10 +174,11 @@ def test_fields(tmp_path):
 
 @pytest.mark.parametrize("kind", ["plain", "zstd", "shards", "by zarr"])
 def test_threads_and_processes(tmp_path, kind):
-    x = values((300, 64), "i4")
+    x = values((100, 64), "i4")
     options = {
         "plain": {"chunks": (1, 64), "compressors": None}, "zstd": {"chunks": (4, 64)},
-        "shards": {"chunks": (1, 64), "shards": (50, 64)}, "by zarr": {"chunks": (4, 64), "order": "F", "zarr_format": 2},
+        "shards": {"chunks": (1, 64), "shards": (50, 64)},
+        "by zarr": {"chunks": (4, 64), "order": "F", "zarr_format": 2},
     }[kind]  # fmt: skip
     zarr.create_array(tmp_path / "a.zarr", data=x, **options)
     store = Zarr(tmp_path / "a.zarr", costs=SLOW)
@@ -184,7 +186,7 @@ def test_threads_and_processes(tmp_path, kind):
         for samples, found in pool.map(lambda seed: read_some(store, seed), range(20)):
             assert same(found, x[samples])
     again = pickle.loads(pickle.dumps(store))
-    assert same(read_some(again, 1)[1], x[some_samples(300, 1)])
+    assert same(read_some(again, 1)[1], x[some_samples(100, 1)])
     with multiprocessing.get_context("fork").Pool(2) as pool:
         for samples, found in pool.starmap(read_some, [(store, seed) for seed in range(4)]):
             assert same(found, x[samples])
@@ -214,15 +216,13 @@ def test_damaged_chunks(tmp_path, kind):
             path.write_bytes(stored[:cut])
             with pytest.raises(FormatError, match="a.zarr/c/1/0"):
                 read(store, [bad])
-        for _ in range(200):
+        for _ in range(60):
             forged = bytearray(stored)
             for at in rng.integers(0, len(forged), 3):
                 forged[at] = rng.integers(0, 256)
             path.write_bytes(forged)
-            try:
+            with contextlib.suppress(FormatError):
                 read(store, [bad])
-            except FormatError:
-                pass
         path.write_bytes(stored + bytes(2_000_000))
         if kind != "shards":
             with pytest.raises(Corrupt):
@@ -267,9 +267,8 @@ def test_hostile_metadata(tmp_path):
         if forged == text:
             pytest.fail(f"{old!r} is not in the metadata")
         path.write_text(forged)
-        with pytest.raises((FormatError, UsageError)):
-            with Zarr(tmp_path / "a.zarr") as store:
-                read(store, [1])
+        with pytest.raises((FormatError, UsageError)), Zarr(tmp_path / "a.zarr") as store:
+            read(store, [1])
 
 
 def test_measured_costs(tmp_path):

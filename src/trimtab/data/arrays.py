@@ -101,9 +101,9 @@ class Arrays:
         samples = np.asarray(samples)
         if samples.ndim != 1 or samples.dtype.kind not in "iu":
             raise UsageError(f"samples must be int64[n], got {samples.dtype} of shape {samples.shape}")
-        samples = samples.astype(np.int64, copy=False)
-        if len(samples) and not (samples.min() >= 0 and samples.max() < self._num_samples):
-            odd = int(samples.min() if samples.min() < 0 else samples.max())
+        samples = np.ascontiguousarray(samples, np.int64)
+        if len(samples) and samples.view(np.uint64).max() >= self._num_samples:  # negative ones look large, too
+            odd = int(samples[samples.view(np.uint64).argmax()])
             raise UsageError(f"there is no sample {odd}; {self} has {self._num_samples}")
         tasks = Tasks([], 1)
         for name, x in out.items():

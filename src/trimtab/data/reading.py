@@ -275,18 +275,13 @@ class Reader:
     def fill(self, parts: Parts, rows: Rows, places: Sequence[memoryview], done: Callable[[int], None] | None) -> Tasks:
         """Return tasks that read each part into its place; `done` is called with the number of each filled part."""
         plan = _Requests(parts, self)
-        if plan.alone and done is None and self.throttle is None and plan.num_threads == 1:
-            return Tasks([partial(_fill_alone, parts, rows, places, plan.order)], 1)
         waste = memoryview(bytearray(plan.widest))  # what lies between parts; threads overwrite one another's
-        tasks: list[Task] = []
-        for first, last in plan.requests():
-            chosen = plan.order[first:last]
-            into = [places[chosen[0]]]
-            for gap, part in zip(plan.gaps[first : last - 1].tolist(), chosen[1:], strict=True):
-                if gap:
-                    into.append(waste[:gap])
-                into.append(places[part])
-            tasks.append(partial(self._fill, parts, rows, chosen, into, done))
+        if done is None and self.throttle is None and plan.num_threads == 1:
+            return Tasks([partial(_fill_here, parts, rows, places, plan, waste)], 1)
+        tasks = [
+            partial(self._fill, parts, rows, plan.order[first:last], plan.into(places, first, last, waste), done)
+            for first, last in plan.requests()
+        ]
         return Tasks(tasks, plan.num_threads)
 
     def _fill(
@@ -348,40 +343,57 @@ class _Requests:
 
     def __init__(self, parts: Parts, reader: Reader) -> None:
         costs = reader.costs_of(parts.file)
-        order = np.argsort(parts.offsets, kind="stable")
-        starts = parts.offsets[order]
-        sizes = parts.num_bytes[order]
+        order = parts.offsets.argsort(kind="stable")
+        starts, sizes = parts.offsets[order], parts.num_bytes[order]
+        stops = starts + sizes
         self.order: list[int] = order.tolist()
-        self.gaps = starts[1:] - (starts + sizes)[:-1]
+        self.starts: list[int] = starts.tolist()
+        self.stops: list[int] = stops.tolist()
+        gaps = starts[1:] - stops[:-1]
         num_bytes = int(sizes.sum())
-        apart = (self.gaps < 0) | (self.gaps > costs.gap)
-        self.alone = bool(apart.all())
-        if not self.alone:
-            # no longer than leaves something for each thread, but not so short that latency rules
-            most = min(max(num_bytes // reader.num_threads, _LONG * costs.gap, 1), MOST_REQUEST)
+        apart = (gaps < 0) | (gaps > costs.gap)
+        num_merged = len(order) - 1 - int(np.count_nonzero(apart))
+        # no longer than leaves something for each thread, but not so short that latency rules
+        most = min(max(num_bytes // reader.num_threads, _LONG * costs.gap, 1), MOST_REQUEST)
+        if num_merged > 0 and (num_merged >= _MOST_PARTS or num_merged * (int(sizes.max()) + costs.gap) >= most):
             first = np.maximum.accumulate(np.where(np.append(True, apart), np.arange(len(order)), 0))
             piece = np.maximum((starts - starts[first]) // most, (np.arange(len(order)) - first) // _MOST_PARTS)
             apart |= np.diff(piece) != 0
-        self.widest = int(self.gaps[~apart].max(initial=0))
+        self.widest = int(gaps[~apart].max(initial=0)) if num_merged > 0 else 0
         self._ends = [0, *(np.flatnonzero(apart) + 1).tolist(), len(order)] if len(order) else [0]
         self.num_threads = reader.useful_threads(len(self._ends) - 1, num_bytes, costs)
+
+    def into(self, places: Sequence[memoryview], first: int, last: int, waste: memoryview) -> list[memoryview]:
+        """Return where the bytes of a request go: to the places of its parts, and those between them to waste."""
+        found = [places[self.order[first]]]
+        for k in range(first + 1, last):
+            gap = self.starts[k] - self.stops[k - 1]
+            if gap:
+                found.append(waste[:gap])
+            found.append(places[self.order[k]])
+        return found
 
     def requests(self) -> Iterator[tuple[int, int]]:
         """Yield the first of each request's parts in `order`, and the end of the last."""
         return zip(self._ends[:-1], self._ends[1:], strict=True)
 
 
-def _fill_alone(parts: Parts, rows: Rows, places: Sequence[memoryview], order: list[int]) -> int:
-    """Read parts each with a request of its own: what most reads of a small batch are, and so without detours."""
-    file, fd, part = parts.file, parts.file.fd, -1
-    offsets, sizes = parts.offsets.tolist(), parts.num_bytes.tolist()
+def _fill_here(parts: Parts, rows: Rows, places: Sequence[memoryview], plan: _Requests, waste: memoryview) -> int:
+    """Make all requests, one after the other: what most reads are where reading is quick, and so without detours."""
+    file, order, starts, stops, num_bytes = parts.file, plan.order, plan.starts, plan.stops, 0
+    fd, first, last = file.fd, 0, 1
     try:
-        for part in order:
-            if preadv(fd, (places[part],), offsets[part]) != sizes[part]:
-                file.read([places[part]], offsets[part], sizes[part], partial(_what, parts, rows, [part]))
-    except OSError:  # once more, to say what is wrong
-        file.read([places[part]], offsets[part], sizes[part], partial(_what, parts, rows, [part]))
-    return sum(sizes)
+        for first, last in plan.requests():
+            offset, size = starts[first], stops[last - 1] - starts[first]
+            into = (places[order[first]],) if last - first == 1 else plan.into(places, first, last, waste)
+            if preadv(fd, into, offset) != size:
+                file.read(into, offset, size, partial(_what, parts, rows, order[first:last]))
+            num_bytes += size
+    except OSError as error:
+        file.check(_what(parts, rows, order[first:last], starts[first]))
+        error.filename = error.filename or str(file.path)
+        raise
+    return num_bytes
 
 
 def _extent(parts: Parts, chosen: list[int]) -> tuple[int, int]:
