@@ -113,7 +113,7 @@ class Table:
             k = int(beyond.argmax())
             raise Corrupt(
                 f"{file.path}: chunk {self._keys[k]} lies at bytes {self.offsets[k]} to "
-                f"{self.offsets[k] + self.sizes[k]}, and the file has {file.num_bytes}"
+                f"{int(self.offsets[k]) + int(self.sizes[k])}, and the file has {file.num_bytes}"
             )
         self._is_full = len(keys) == num_chunks
 
