@@ -7,23 +7,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "Costs": "reading",
     "Epoch": "plan",
+    "Field": "store",
+    "HDF5": "hdf5",
+    "Memmap": "memmap",
     "Plan": "plan",
     "RankPlan": "rank",
     "Shuffle": "shuffle",
     "Step": "rank",
+    "Store": "store",
     "Tally": "tally",
+    "Throttle": "throttle",
+    "Zarr": "zarr",
+    "open_store": "store",
+    "sample_bytes": "store",
 }
 
 __all__ = [*_HOMES]  # noqa: PLE0604 (the names are texts)
 
 if TYPE_CHECKING:
+    from trimtab.data.hdf5 import HDF5 as HDF5
+    from trimtab.data.memmap import Memmap as Memmap
     from trimtab.data.plan import Epoch as Epoch
     from trimtab.data.plan import Plan as Plan
     from trimtab.data.rank import RankPlan as RankPlan
     from trimtab.data.rank import Step as Step
+    from trimtab.data.reading import Costs as Costs
     from trimtab.data.shuffle import Shuffle as Shuffle
+    from trimtab.data.store import Field as Field
+    from trimtab.data.store import Store as Store
+    from trimtab.data.store import open_store as open_store
+    from trimtab.data.store import sample_bytes as sample_bytes
     from trimtab.data.tally import Tally as Tally
+    from trimtab.data.throttle import Throttle as Throttle
+    from trimtab.data.zarr import Zarr as Zarr
 
 
 def __getattr__(name: str) -> Any:
