@@ -7,22 +7,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "SOLAR": "loader",
+    "BatchSampler": "batch_sampler",
     "Epoch": "plan",
+    "Field": "store",
+    "MapStore": "mapped",
     "Plan": "plan",
     "RankPlan": "rank",
     "Shuffle": "shuffle",
     "Step": "rank",
+    "Store": "store",
     "Tally": "tally",
+    "open_store": "store",
 }
 
 __all__ = [*_HOMES]  # noqa: PLE0604 (the names are texts)
 
 if TYPE_CHECKING:
+    from trimtab.data.batch_sampler import BatchSampler as BatchSampler
+    from trimtab.data.loader import SOLAR as SOLAR
+    from trimtab.data.mapped import MapStore as MapStore
     from trimtab.data.plan import Epoch as Epoch
     from trimtab.data.plan import Plan as Plan
     from trimtab.data.rank import RankPlan as RankPlan
     from trimtab.data.rank import Step as Step
     from trimtab.data.shuffle import Shuffle as Shuffle
+    from trimtab.data.store import Field as Field
+    from trimtab.data.store import Store as Store
+    from trimtab.data.store import open_store as open_store
     from trimtab.data.tally import Tally as Tally
 
 
