@@ -102,9 +102,9 @@ class SharedSlots(Slots):
         self._local_rank, self._num_ranks = local_rank, num_ranks
         self._timeout, self._stopped = timeout, stopped
         begins, end = _layout(fields, num_slots, num_ranks)
-        secret = xxhash.xxh3_128_digest(f"{identity} {num_slots} {num_ranks} {sorted(fields.items())}")
+        secret = xxhash.xxh3_128_digest(f"{identity} {num_slots} {num_ranks} {sorted(fields.items())}".encode())
         # an abstract name: it is in no file system
-        address = f"\0trimtab-{os.getuid()}-{xxhash.xxh3_128_hexdigest(name)}"
+        address = f"\0trimtab-{os.getuid()}-{xxhash.xxh3_128_hexdigest(name.encode())}"
         descriptor = (self._create if local_rank == 0 else self._attach)(address, secret, end)
         try:
             memory = mmap.mmap(descriptor, end)
