@@ -30,7 +30,7 @@ class NpySource(Source):
     def __init__(self, path: Path, *, tensors_only: bool) -> None:
         super().__init__(path, tensors_only=tensors_only)
         with path.open("rb") as file:
-            dtype, shape, _ = _read_header(path, file)
+            dtype, shape, _ = read_header(path, file)
             have = path.stat().st_size - file.tell()
         if self.admit(path.stem, dtype, shape) and have < math.prod(shape) * dtype.itemsize:
             raise Truncated(f"{path}: the elements need {math.prod(shape) * dtype.itemsize} bytes, the file has {have}")
@@ -54,7 +54,7 @@ class NpzSource(Source):
                 self.refuse(member, "is not an array")
                 continue
             with self._open(member) as file:
-                dtype, shape, _ = _read_header(path, file)
+                dtype, shape, _ = read_header(path, file)
             self.admit(name, dtype, shape)
 
     def _read(self, name: str) -> np.ndarray:
@@ -124,7 +124,12 @@ def native(x: np.ndarray) -> np.ndarray:
     return x if x.dtype.isnative else x.byteswap(inplace=True).view(x.dtype.newbyteorder())
 
 
-def _read_header(path: Path, file: BinaryIO) -> tuple[np.dtype, tuple[int, ...], bool]:
+def read_header(path: Path, file: BinaryIO) -> tuple[np.dtype, tuple[int, ...], bool]:
+    """Return dtype, shape, and whether the order is Fortran's; `file` then stands where the elements begin.
+
+    Raises:
+        Corrupt: this is not the header of a .npy file.
+    """
     try:
         version = npy.read_magic(file)
         # versions 2 and 3 differ only in how field names are written, and records are refused anyway
@@ -138,7 +143,7 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[np.dtype, tuple[int, ...],
 
 
 def _read_array(path: Path, file: BinaryIO) -> np.ndarray:
-    dtype, shape, fortran = _read_header(path, file)
+    dtype, shape, fortran = read_header(path, file)
     x = np.empty(shape, dtype)
     if not fortran or x.ndim < 2 or not x.size:
         fill(path, file, x)

@@ -1,0 +1,1 @@
+"""LZF streams, as h5py's filter makes them."""
