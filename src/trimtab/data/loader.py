@@ -357,7 +357,10 @@ class _Place(msgspec.Struct, frozen=True):
 
 def _store(dataset: Any) -> Store:
     is_source = isinstance(dataset, (str, os.PathLike, Mapping, Store))
-    return open_store(dataset) if is_source or not hasattr(dataset, "__getitem__") else MapStore(dataset)
+    if not is_source and hasattr(dataset, "__getitem__"):
+        return MapStore(dataset)
+    # the loader's own threads divide what is read: a store of a file need not do so again
+    return open_store(dataset) if isinstance(dataset, Store) else open_store(dataset, num_threads=1)
 
 
 def _shares(buffer: str | int, num_bytes: int, num_samples: int, *, most: int, look_ahead: int) -> tuple[int, int]:

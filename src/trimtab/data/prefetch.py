@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -18,6 +19,7 @@ from trimtab.data.store import Store
 
 _MOST_STEPS = 64
 """Steps that are known ahead at most, where they read little."""
+_WORTH = 1e-3  # seconds of reading for which another thread is worth its waking
 _JOIN_SECONDS = 10.0
 
 
@@ -86,6 +88,7 @@ class Prefetch:
         self._tasks: queue.SimpleQueue[tuple[Round, int, int] | None] = queue.SimpleQueue()
         self._closed = self._ended = False
         self._error: BaseException | None = None
+        self._sample_seconds = math.inf
         self.num_reads = 0
         """Samples read so far."""
         self.num_bytes = 0
@@ -184,7 +187,7 @@ class Prefetch:
                     return False
                 self._changed.wait()
             read = self._ring.take(samples[order], self._store) if num_reads else None
-            bounds = np.linspace(0, num_reads, min(num_reads, len(self._threads) - 1) + 1).astype(int)
+            bounds = self._cuts(num_reads)
             if read is not None:
                 read.parts_left = len(bounds) - 1
             begin = 0
@@ -200,19 +203,28 @@ class Prefetch:
                 self._tasks.put((read, begin, end))
         return True
 
+    def _cuts(self, num_reads: int) -> np.ndarray:
+        """Return where parts of a round begin and end: one a thread, or fewer where reading is quick."""
+        useful = min(num_reads * self._sample_seconds / _WORTH, len(self._threads) - 1, num_reads) if num_reads else 0
+        return np.linspace(0, num_reads, max(math.ceil(useful), 1) + 1).astype(int)
+
     def _read(self) -> None:
         """Read parts of rounds."""
         while (task := self._tasks.get()) is not None:
             if self._closed or self._error is not None:
                 continue
             read, begin, end = task
+            begun = time.monotonic()
             try:
                 rows = {name: x[begin:end] for name, x in read.rows.items()}
                 num_bytes = self._store.read(read.samples[begin:end], rows)
             except BaseException as error:  # noqa: BLE001 (whoever waits for a batch raises it)
                 self._fail(error)
                 continue
+            seconds = (time.monotonic() - begun) / (end - begin)
             with self._changed:
+                known = self._sample_seconds < math.inf
+                self._sample_seconds = (3 * self._sample_seconds + seconds) / 4 if known else seconds
                 self.num_reads += end - begin
                 self.num_bytes += num_bytes
                 read.parts_left -= 1
