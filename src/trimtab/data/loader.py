@@ -32,7 +32,7 @@ from trimtab.data.store import Store, open_store, sample_bytes
 from trimtab.errors import UsageError
 
 _LEAST_BATCHES = 3  # two that are read ahead, and the one that is made
-_RING_SHARE = 8  # reading ahead takes this part of the buffer, if that is more than two batches
+_RING_SHARE = 16  # reading ahead takes this part of the buffer, if that is more than two batches
 _LENDING_SHARE = 0.9  # ranks begin to lend where buffers hold more than this of the samples
 _made = itertools.count()
 
@@ -71,7 +71,7 @@ class SOLAR:
         ranks_per_node: Ranks that share their buffers in memory: by default as torchrun says, 1 without it. Rank r is
             on node ``r // ranks_per_node``.
         batch_slack: Samples by which batches of ranks may differ; see `Plan`.
-        look_ahead: Batches that are read ahead at most, as far as an eighth of the buffer or two batches hold.
+        look_ahead: Batches that are read ahead at most, as far as a sixteenth of the buffer or two batches hold.
         num_threads: Threads that read, and that transform.
         pin_memory: Copy batches into memory that an accelerator reads directly.
         transform: Called with a sample and a `numpy.random.Generator` that depends on the seed, the epoch and the
@@ -101,7 +101,7 @@ class SOLAR:
         ranks_per_node: int | None = None,
         batch_slack: int = 0,
         look_ahead: int = 8,
-        num_threads: int = 8,
+        num_threads: int = 16,
         pin_memory: bool = False,
         transform: Transform | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
