@@ -25,6 +25,7 @@ from bench.solar_loading_ways import Shape
 from trimtab import kernels
 
 _ROWS = 64  # written at a time
+_PATIENCE = 300.0  # seconds that ranks wait for each other: none stays when a run is killed
 
 
 def data_file(folder: Path, shape: Shape) -> Path:
@@ -68,17 +69,17 @@ def feed(way: str, path: str, shape: Shape, rank: int, folder: str, barrier: Any
     numbers, reads = np.zeros(shape.num_samples, int), 0
     for name in ("permutation", "placement", "caching"):
         kernels.load(name)  # what is imported once is no loading of data
-    barrier.wait()
+    barrier.wait(_PATIENCE)
     begun, used = time.perf_counter(), time.process_time()
     for batch, reads in loaded:  # noqa: B007
         x = batch["x"] if isinstance(batch, dict) else batch
         np.add.at(numbers, x[:, 0].numpy().astype(int), 1)
-        barrier.wait()
+        barrier.wait(_PATIENCE)
     seconds = time.perf_counter() - begun
     workers = resource.getrusage(resource.RUSAGE_CHILDREN)  # those of a DataLoader have ended with it
     used = time.process_time() - used + workers.ru_utime + workers.ru_stime
     found.put((seconds, used, reads, numbers))
-    barrier.wait()
+    barrier.wait(_PATIENCE)
     sys.stdout.flush()
     found.close()
     found.join_thread()

@@ -24,7 +24,7 @@ from trimtab import waiting
 from trimtab.data import SOLAR, Field, Tally
 from trimtab.data.plan import STORE
 from trimtab.data.tally import tallies
-from trimtab.errors import PeerFailed, UsageError
+from trimtab.errors import PeerFailed, Truncated, UsageError
 
 SMALL = {"tensors": False, "num_threads": 2, "look_ahead": 3}
 
@@ -222,7 +222,7 @@ def test_ranks_of_a_node_share_their_slots(per_node, start):
 
 def test_a_rank_of_a_node_that_lags_is_named():
     store = Numbered(600)
-    ranks = loaders(store, 2, 32, epochs=4, buffer="88%", ranks_per_node=2, job="lag", timeout=1.5)
+    ranks = loaders(store, 2, 32, epochs=4, buffer="88%", ranks_per_node=2, job="lag", timeout=4)
     first = iter(ranks[1])
 
     def start() -> None:
@@ -335,7 +335,7 @@ def test_threads_end_with_the_loader():
     del loader
     gc.collect()
     assert not running()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
 
 
 def script(body: str) -> str:
@@ -377,7 +377,7 @@ for batch in loader:
         begun = time.monotonic()
         os.kill(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 30
     assert said.splitlines()[-1] == "KeyboardInterrupt"
 
 
@@ -460,6 +460,24 @@ def test_ranks_must_be_known(monkeypatch):
     with pytest.raises(UsageError, match="one of 4 processes, as WORLD_SIZE says"):
         SOLAR(Numbered(100), 10, 2, 0, **SMALL)
     assert SOLAR(Numbered(100), 10, 2, 0, num_ranks=1, rank=0, **SMALL).plan.num_ranks == 1
+
+
+def test_files_that_are_cut_short_while_they_are_read(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "scans.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.repeat(np.arange(200, dtype="f4")[:, None], 1024, axis=1)
+        file["number"] = np.arange(200)
+    loader = SOLAR(f"{path}::x,number", 10, 3, "50%", **SMALL)
+    for batch in loader:
+        check(batch, loader.samples)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(Truncated, match=r"scans.h5 was cut short"):
+        for batch in loader:
+            check(batch, loader.samples)
+    assert not running()
+    with pytest.raises(UsageError, match="is no store"):
+        SOLAR(object())
 
 
 def test_tensors():

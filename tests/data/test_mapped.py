@@ -112,7 +112,7 @@ def test_samples_must_be_alike(make, words):
 )
 def test_what_is_no_sample(dataset, words):
     with pytest.raises(UsageError, match=words):
-        MapStore(dataset)
+        SOLAR(dataset, 1, 1, 0, tensors=False)
 
 
 def test_numbers_out_of_range():

@@ -122,7 +122,7 @@ def test_a_killed_rank_is_noticed():
         begun = time.monotonic()
         with pytest.raises(PeerFailed, match=r"rank 1 of this node \(process \d+\) is gone"):
             slots.before_writing(0)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 20
 
 
 def test_one_that_waits_can_be_stopped():

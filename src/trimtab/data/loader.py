@@ -63,7 +63,7 @@ class SOLAR:
         epochs: How many are planned; state goes over to a loader with more.
         buffer: Memory of this rank for samples, kept and read ahead: bytes, ``4 GiB``, ``50%`` of this rank's part of
             the data, or ``2000 samples``. Three batches are the least; with 0 nothing is kept, and `look_ahead` batches
-            are read ahead. Structures of the plan, some 40 bytes for every sample of the data, come on top.
+            are read ahead. Structures of the plan, some 90 bytes for every sample of the data, come on top.
         seed: That of the DistributedSampler, and of `transform`.
         drop_last: As that of DistributedSampler and DataLoader.
         num_ranks: By default those of torch.distributed, or else 1.
@@ -114,6 +114,7 @@ class SOLAR:
                 raise UsageError(f"{name} must be at least 1, got {value}")
         self.dataset, self.batch_size, self.drop_last = dataset, batch_size, drop_last
         self.store = _store(dataset)
+        self._owns_store = self.store is not dataset
         place = _Place.of(num_ranks, rank, ranks_per_node)
         self.rank = place.rank
         self._capacity, num_slots = _shares(
@@ -222,6 +223,8 @@ class SOLAR:
         """End the threads and let go of the memory; what comes next starts them again, with empty buffers."""
         if self._end is not None:
             self._end()
+            if self._owns_store:
+                self.store.close()
         if self._run is not None:
             self._totals["reads"] += self._run.num_reads
             self._totals["bytes_read"] += self._run.num_bytes
@@ -352,7 +355,8 @@ class _Place(msgspec.Struct, frozen=True):
                 ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
         if not 0 <= rank < num_ranks:
             raise UsageError(f"rank must be from 0 to {num_ranks - 1}, got {rank}")
-        return _Place(num_ranks, rank, ranks_per_node or 1, num_ranks > 1 and found == (num_ranks, rank))
+        per_node = 1 if ranks_per_node is None else ranks_per_node
+        return _Place(num_ranks, rank, per_node, num_ranks > 1 and found == (num_ranks, rank))
 
 
 def _store(dataset: Any) -> Store:
@@ -367,12 +371,15 @@ def _shares(buffer: str | int, num_bytes: int, num_samples: int, *, most: int, l
     """Return how many samples are read ahead, and how many are kept; beside them, one batch is made.
 
     Raises:
-        UsageError: the buffer is no size, or too small.
+        UsageError: the buffer is no size, or too small, or samples have no bytes.
     """
+    if not num_bytes:
+        raise UsageError("the samples of the data set hold nothing")
     text = re.fullmatch(r"\s*(\d+)\s*samples\s*", str(buffer))
-    budget = int(text[1]) if text else parse_share(buffer, of=num_samples * num_bytes) // num_bytes
-    if budget == 0 and (text or parse_share(buffer, of=num_samples * num_bytes) == 0):
+    memory = int(text[1]) * num_bytes if text else parse_share(buffer, of=num_samples * num_bytes)
+    if memory == 0:
         return max(look_ahead, 2) * most, 0
+    budget = memory // num_bytes
     if budget < _LEAST_BATCHES * most:
         raise UsageError(
             f"buffer {buffer!r} holds {budget} samples of {num_bytes} bytes; a batch is made while two are read "

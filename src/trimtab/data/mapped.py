@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,8 +36,6 @@ class MapStore:
         self.fields: Mapping[str, Field] = {
             name: Field(x.shape, x.dtype) for name, x in ((name, _array(x, name)) for name, x in _leaves(first, ()))
         }
-        if not sum(math.prod(field.shape) for field in self.fields.values()):
-            raise UsageError("the samples of the data set hold nothing")
 
     def read(self, samples: np.ndarray, out: Mapping[str, np.ndarray]) -> int:
         """Read samples; see `trimtab.data.store.Store`. All bytes of the samples count.
