@@ -112,7 +112,7 @@ def pooled(path: str, shape: Shape, rank: int, held: float, job: str) -> Iterato
     plan = Pooled(
         Plan(
             num_samples=shape.num_samples, num_ranks=shape.num_ranks, batch_size=shape.batch_size,
-            num_epochs=shape.num_epochs, num_slots=budget - ring - shape.batch_size,
+            num_epochs=shape.num_epochs, num_slots=budget - ring - 2 * shape.batch_size,
         )
     )  # fmt: skip
     batches = Batches(
@@ -134,7 +134,7 @@ def pooled(path: str, shape: Shape, rank: int, held: float, job: str) -> Iterato
             timeout=60, stopped=stopped,
         )  # fmt: skip
 
-    run = Run(prefetch, store, slots, None, batches)
+    run = Run(prefetch, store, slots, None, batches, batch_size=shape.batch_size)
     while (ready := run.next()) is not None:
         yield ready.batch, run.num_reads
     run.close()

@@ -103,7 +103,7 @@ def test_a_killed_training_goes_on_with_the_same_batches(job):
 
     def start(ranks: int) -> list[SOLAR]:
         held = int(job["held"] * num_samples / ranks)
-        kept = {"buffer": f"{held + 6 * size // ranks} samples" if held else 0, "epochs": 3}
+        kept = {"buffer": f"{held + 7 * size // ranks} samples" if held else 0, "epochs": 3}
         if held * ranks > 0.9 * num_samples and ranks > 1:
             kept["batch_slack"] = size // ranks - 1
         with pytest.MonkeyPatch.context() as patch:
@@ -150,7 +150,7 @@ def planned_reads(plan, start) -> int:
 def test_reads_are_those_of_the_plan(held):
     store = Numbered(2000)
     slots = int(held * 500)
-    ranks = loaders(store, 4, 32, epochs=4, buffer=f"{slots + max(16, slots // 7) + 8} samples" if held else 0)
+    ranks = loaders(store, 4, 32, epochs=4, buffer=f"{slots + max(16, slots // 7) + 16} samples" if held else 0)
     for _ in steps(ranks):
         pass
     counted = sum(tallies(ranks[0].plan), Tally())
@@ -440,7 +440,7 @@ def test_state_of_another_training_is_refused():
     ("settings", "words"),
     [
         ({"buffer": "much"}, "is not a size"),
-        ({"buffer": "20 samples"}, "takes 36"),
+        ({"buffer": "20 samples"}, "takes 48"),
         ({"buffer": 100}, "holds 5 samples of 20 bytes"),
         ({"num_threads": 0}, "num_threads must be at least 1"),
         ({"num_ranks": 2}, "both num_ranks and rank"),

@@ -71,7 +71,7 @@ def test_batches_are_those_of_a_stock_loader(kind, changes):
     """Which a batch sampler tells the samples."""
     data = pytest.importorskip("torch.utils.data")
     for dataset in (Images(KINDS[kind]), Fetched(KINDS[kind])):
-        ours = SOLAR(dataset, 4, 3, "17 samples", num_ranks=2, rank=1, num_threads=2, **changes)
+        ours = SOLAR(dataset, 4, 3, "21 samples", num_ranks=2, rank=1, num_threads=2, **changes)
         stock = data.DataLoader(dataset, batch_sampler=BatchSampler(ours.plan, 1))
         assert len(stock) == len(ours)
         for _ in range(3):

@@ -31,7 +31,8 @@ from trimtab.data.sizes import parse_share
 from trimtab.data.store import Store, open_store, sample_bytes
 from trimtab.errors import UsageError
 
-_LEAST_BATCHES = 3  # two that are read ahead, and the one that is made
+_MADE_BATCHES = 2  # one that is ready, and one whose memory is about to come back
+_LEAST_BATCHES = 2 + _MADE_BATCHES
 _RING_SHARE = 16  # reading ahead takes this part of the buffer, if that is more than two batches
 _LENDING_SHARE = 0.9  # ranks begin to lend where buffers hold more than this of the samples
 _made = itertools.count()
@@ -62,7 +63,7 @@ class SOLAR:
         batch_size: Samples that a rank takes in a step.
         epochs: How many are planned; state goes over to a loader with more.
         buffer: Memory of this rank for samples, kept and read ahead: bytes, ``4 GiB``, ``50%`` of this rank's part of
-            the data, or ``2000 samples``. Three batches are the least; with 0 nothing is kept, and `look_ahead` batches
+            the data, or ``2000 samples``. Four batches are the least; with 0 nothing is kept, and `look_ahead` batches
             are read ahead. Structures of the plan, some 90 bytes for every sample of the data, come on top.
         seed: That of the DistributedSampler, and of `transform`.
         drop_last: As that of DistributedSampler and DataLoader.
@@ -242,7 +243,7 @@ class SOLAR:
             "bytes_read": self._totals["bytes_read"] + (self._run.num_bytes if self._run else 0),
             "slots": self.plan.unit_slots,
             "slot_bytes": -(-self.plan.unit_slots // self.plan.ranks_per_node) * num_bytes,
-            "read_ahead_bytes": (self._capacity + most) * num_bytes,
+            "read_ahead_bytes": (self._capacity + _MADE_BATCHES * most) * num_bytes,
             "waited_seconds": waiting.total_seconds(),
         }
 
@@ -278,7 +279,10 @@ class SOLAR:
             self.plan, self.rank, self._position, self.store,
             capacity=self._capacity, num_threads=self._num_threads, lending=self._lending is not None,
         )  # fmt: skip
-        self._run = Run(prefetch, self.store, self._slots(), self._lending, self._batches)
+        self._run = Run(
+            prefetch, self.store, self._slots(), self._lending, self._batches,
+            batch_size=self.plan.batch_size + self.plan.batch_slack,
+        )  # fmt: skip
         self._end = weakref.finalize(self, self._run.close)
         self._num_runs += 1
         return self._run
@@ -368,7 +372,7 @@ def _store(dataset: Any) -> Store:
 
 
 def _shares(buffer: str | int, num_bytes: int, num_samples: int, *, most: int, look_ahead: int) -> tuple[int, int]:
-    """Return how many samples are read ahead, and how many are kept; beside them, one batch is made.
+    """Return how many samples are read ahead, and how many are kept; beside them, batches are made.
 
     Raises:
         UsageError: the buffer is no size, or too small, or samples have no bytes.
@@ -380,13 +384,14 @@ def _shares(buffer: str | int, num_bytes: int, num_samples: int, *, most: int, l
     if memory == 0:
         return max(look_ahead, 2) * most, 0
     budget = memory // num_bytes
-    if budget < _LEAST_BATCHES * most:
+    least = _LEAST_BATCHES * most
+    if budget < least:
         raise UsageError(
-            f"buffer {buffer!r} holds {budget} samples of {num_bytes} bytes; a batch is made while two are read "
-            f"ahead, which takes {_LEAST_BATCHES * most} ({_LEAST_BATCHES * most * num_bytes} bytes), or 0 to keep none"
+            f"buffer {buffer!r} holds {budget} samples of {num_bytes} bytes; two batches are made while two are "
+            f"read ahead, which takes {least} ({least * num_bytes} bytes), or 0 to keep none"
         )
     ring = min(max(look_ahead, 2) * most, max(2 * most, budget // _RING_SHARE))
-    return ring, budget - ring - most
+    return ring, budget - ring - _MADE_BATCHES * most
 
 
 def _can_pin(tensors: bool) -> bool:

@@ -15,6 +15,7 @@ from trimtab.data.lending import Lending
 from trimtab.data.pool import Rows, Slots, empty_rows
 from trimtab.data.prefetch import Coming, Prefetch
 from trimtab.data.rank import Step
+from trimtab.data.recycled import Recycled
 from trimtab.data.store import Store
 
 _SMALL = 2048  # bytes of a sample up to which indexing by arrays beats copying row by row
@@ -40,8 +41,16 @@ class Run:
     """
 
     def __init__(
-        self, prefetch: Prefetch, store: Store, open_slots: OpenSlots, lending: Lending | None, batches: Batches
+        self,
+        prefetch: Prefetch,
+        store: Store,
+        open_slots: OpenSlots,
+        lending: Lending | None,
+        batches: Batches,
+        *,
+        batch_size: int,
     ) -> None:
+        self._memory = Recycled(store.fields, batch_size)
         self._prefetch, self._store, self._lending, self._batches = prefetch, store, lending, batches
         self._open_slots = open_slots
         self._changed = threading.Condition()
@@ -119,7 +128,7 @@ class Run:
     def _take(self, coming: Coming, slots: Slots, number: int) -> Rows:
         """Return the rows of a batch, and do all else that a step wants."""
         step = coming.step
-        rows = empty_rows(self._store.fields, len(step.samples))
+        rows = self._memory.rows(len(step.samples))
         at_hand = np.ones(len(step.samples), bool)
         at_hand[coming.read] = False
         at_hand[step.slot < 0] = False
