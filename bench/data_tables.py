@@ -1,4 +1,4 @@
-"""Tables of how training is fed: SOLAR's plan."""
+"""Tables of how training is fed: SOLAR's plan, and its loader."""
 
 from __future__ import annotations
 
@@ -141,3 +141,37 @@ def _times(record: Record) -> str:
 
 def _value(record: Record, key: str) -> float:
     return record.metrics[key].value
+
+
+def solar_loading_tables(record: Record) -> str:
+    """Return how long loading takes in each way, and how much is read."""
+    names = list(record.data["shapes"])
+    ways = list(dict.fromkeys(key.split("/")[1] for key in record.metrics if key.endswith("/seconds")))
+
+    def cell(name: str, way: str) -> str:
+        seconds = record.metrics.get(f"{name}/{way}/seconds")
+        if seconds is None:
+            return ""
+        times = record.metrics.get(f"{name}/{way}/times")
+        return f"{seconds.value:.2f} s" + ("" if times is None else f" / {times.value:.2f}x")
+
+    rows = [[name, *(cell(name, way) for way in ways)] for name in names]
+    reads = [
+        [
+            name,
+            *(
+                f"{_value(record, f'{name}/{way}/reads'):,.0f}"
+                for way in ways
+                if f"{name}/{way}/reads" in record.metrics
+            ),
+        ]
+        for name in names
+    ]
+    parts = [
+        "**Seconds of ten epochs**, loading alone / times as fast as the best of the DataLoaders in the same round; "
+        "the number behind *DataLoader* is that of its workers, the others are buffers as parts of the data",
+        markdown(["", *(ours_bold(way) for way in ways)], rows),
+        "**Samples read from the store**",
+        markdown(["", *(ours_bold(way) for way in ways)], [row + [""] * (len(ways) + 1 - len(row)) for row in reads]),
+    ]
+    return "\n\n".join(parts)

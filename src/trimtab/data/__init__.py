@@ -7,27 +7,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "BatchSampler": "batch_sampler",
     "Costs": "reading",
     "Epoch": "plan",
     "Field": "store",
     "HDF5": "hdf5",
+    "MapStore": "mapped",
     "Memmap": "memmap",
+    "open_store": "store",
     "Plan": "plan",
     "RankPlan": "rank",
+    "sample_bytes": "store",
     "Shuffle": "shuffle",
+    "SOLAR": "loader",
     "Step": "rank",
     "Store": "store",
     "Tally": "tally",
     "Throttle": "throttle",
     "Zarr": "zarr",
-    "open_store": "store",
-    "sample_bytes": "store",
 }
 
 __all__ = [*_HOMES]  # noqa: PLE0604 (the names are texts)
 
 if TYPE_CHECKING:
+    from trimtab.data.batch_sampler import BatchSampler as BatchSampler
     from trimtab.data.hdf5 import HDF5 as HDF5
+    from trimtab.data.loader import SOLAR as SOLAR
+    from trimtab.data.mapped import MapStore as MapStore
     from trimtab.data.memmap import Memmap as Memmap
     from trimtab.data.plan import Epoch as Epoch
     from trimtab.data.plan import Plan as Plan

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench import solar_loading, solar_loading_runs
+from bench.data_tables import solar_loading_tables
+from bench.harness import Options
+from bench.solar_loading_ways import Pooled
+from trimtab.data import Plan, Tally
+from trimtab.data.plan import STORE
+from trimtab.data.policies import pooled
+
+
+def test_the_pooled_policy_reads_what_the_simulation_counts():
+    plan = Plan(num_samples=500, num_ranks=4, batch_size=5, num_epochs=4, num_slots=60)
+    policy, reads, seen = Pooled(plan), 0, []
+    for rank in range(4):
+        for step in policy.rank(rank, start=(0, 0)):
+            reads += int((step.source == STORE).sum())
+            seen += step.samples.tolist()
+    assert reads == sum(pooled(plan), Tally()).num_reads
+    assert np.bincount(seen).tolist() == [4] * 500
+
+
+@pytest.mark.slow
+def test_all_ways_load_a_small_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(solar_loading_runs, "CACHE", tmp_path)
+    record = solar_loading.run(Options("solar_loading", quick=True, num_rounds=1))
+    reads = {way: record.metrics[f"small/{way}/reads"].value for way in solar_loading_runs.WAYS}
+    assert reads["DataLoader 0"] == reads["DataLoader 4"] == reads["trimtab 0"] == 3 * 256
+    assert 256 <= reads["trimtab 1"] < reads["trimtab 0.9"] < reads["trimtab 0.5"] < 3 * 256
+    page = solar_loading_tables(record)
+    assert "| small |" in page
+    assert page.count("**") % 2 == 0
