@@ -103,7 +103,7 @@ def test_a_killed_training_goes_on_with_the_same_batches(job):
 
     def start(ranks: int) -> list[SOLAR]:
         held = int(job["held"] * num_samples / ranks)
-        kept = {"buffer": f"{held + 7 * size // ranks} samples" if held else 0, "epochs": 3}
+        kept = {"buffer": f"{held + 8 * size // ranks} samples" if held else 0, "epochs": 3}
         if held * ranks > 0.9 * num_samples and ranks > 1:
             kept["batch_slack"] = size // ranks - 1
         with pytest.MonkeyPatch.context() as patch:
