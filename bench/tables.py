@@ -16,7 +16,7 @@ from bench.comm_tables import (
     wire_table,
 )
 from bench.contrastive_tables import contrastive_tables
-from bench.data_tables import solar_plan_tables
+from bench.data_tables import solar_loading_tables, solar_plan_tables
 from bench.diagnose_tables import faults_table, scale_table
 from bench.markdown import markdown, ours_bold
 from trimtab.records import Record
@@ -486,6 +486,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "encoders": ("Encoders of looked-up vectors, their costs", encoders_table),
     "contrastive": ("Contrastive training with small batches", contrastive_tables),
     "solar_plan": ("Feeding training: SOLAR's plan", solar_plan_tables),
+    "solar_loading": ("Feeding training: a slow store", solar_loading_tables),
     "diagnose_faults": ("Diagnosis: simulated faults", faults_table),
     "diagnose_scale": ("Diagnosis: records of many ranks", scale_table),
     "contrastive_wire": ("What contrastive losses send", contrastive_wire_table),
