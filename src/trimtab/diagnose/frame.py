@@ -148,8 +148,14 @@ _MAX_CAPACITY, _MAX_COMMUNICATORS, _MAX_WORDS, _MAX_TEXTS, _MAX_WORLD = 1 << 22,
 _LOW = 0xFFFFFFFF
 _OFFSETS: dict[str, int] = {name: HEADER.fields[name][1] for name in HEADER.names or ()}  # pyrefly: ignore
 _FORMATS = {4: "<I", 8: "<Q"}
-_CODES = {"S8": "8s", "<u4": "I", "<u8": "Q", "S64": "64s", "V72": "72x"}
-_HEAD = struct.Struct("<" + "".join(_CODES[HEADER[name].str.strip("|")] for name in HEADER.names or ()))
+_CODES = {"u4": "I", "u8": "Q"}
+_HEAD = struct.Struct(
+    "<"
+    + "".join(
+        _CODES.get(of.str[1:]) or f"{of.itemsize}{'s' if of.kind == 'S' else 'x'}"
+        for of in (HEADER[name] for name in HEADER.names or ())
+    )
+)
 _HEAD_NAMES = tuple(name for name in HEADER.names or () if name != "spare")
 _KEYS = struct.Struct("<IH2xQ44xI")  # of a record: stamp, communicator, seq, check
 _NO_RECORD = bytes(64)
