@@ -56,11 +56,22 @@ def test_slowness_stands_between_readings_of_rings(tmp_path, monkeypatch):
     Job(tensor=2, data=2).run(faults=[Fault("slow", rank=1, step=12, factor=3.0)], num_steps=24).write(tmp_path)
     monkeypatch.setattr(watch, "_has_ended", lambda look, hosts: False)
     monkeypatch.setattr(watch, "_SHARE", 1e-6)
-    watching = Watch(tmp_path)
+    watching = Watch(tmp_path, confirm=False)
     first, second = watching.look(), watching.look()
     assert first.look.trace is not None
     assert second.look.trace is None
     assert first.verdict.kind == second.verdict.kind == "S1"
+
+
+def test_slowness_must_stay(tmp_path, monkeypatch):
+    """One look at a job that begins, or was held up for a moment, is not enough."""
+    Job(tensor=2, data=2).run(faults=[Fault("slow", rank=1, step=12, factor=3.0)], num_steps=24).write(tmp_path)
+    monkeypatch.setattr(watch, "_has_ended", lambda look, hosts: False)
+    monkeypatch.setattr(watch, "_LONGEST_REST", 0.0)
+    watching = Watch(tmp_path)
+    first, second = watching.look().verdict, watching.look().verdict
+    assert (first.kind, second.kind, second.ranks) == ("healthy", "S1", (1,))
+    assert any("in this look alone" in line for line in first.not_seen)
 
 
 def test_a_hang_seen_from_states_is_looked_into(tmp_path, monkeypatch):

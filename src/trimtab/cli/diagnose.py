@@ -16,7 +16,6 @@ from trimtab.cli.output import print_json, print_table, say, table
 
 if TYPE_CHECKING:
     from trimtab.diagnose.launch import Launched
-    from trimtab.diagnose.verdict import Limits
     from trimtab.diagnose.watch import View, Watch
 
 _COLUMNS = ("rank", "state", "operation", "communicator", "number", "inside s", "behind", "waited for data s")
@@ -73,7 +72,6 @@ def report(
     run, hang, or be over. Exits with 0 if nothing is wrong, 1 if a fault is found, 2 if DIR cannot be read.
     """
     from trimtab.diagnose.report import report, report_text
-    from trimtab.diagnose.watch import Watch
     from trimtab.errors import UsageError
 
     if as_json and prometheus == "-":
@@ -81,7 +79,7 @@ def report(
     for path in (html, perfetto, Path(prometheus) if prometheus not in (None, "-") else None):
         if path is not None:
             options.check_output(path, folder, force=force)
-    view = Watch(folder, limits=_limits(hang_seconds)).look()
+    view = _watching(folder, hang_seconds, confirm=False).look()
     look, verdict = view.look, view.verdict
     if html or perfetto:
         _write_pictures(view, html, perfetto)
@@ -130,9 +128,7 @@ def watch(
     With --json, every look is a line. --prometheus-port serves the latest look at http://127.0.0.1:PORT/metrics, which
     other machines cannot reach; 0 takes a free port. Exits as 'report' does, by the last look.
     """
-    from trimtab.diagnose.watch import Watch
-
-    watching = Watch(folder, limits=_limits(hang_seconds))
+    watching = _watching(folder, hang_seconds, confirm=not once)
     with _serving(prometheus_port) as publish, _showing(as_json=as_json, is_live=not once) as show:
         while True:
             view = watching.look()
@@ -278,7 +274,6 @@ def run(
     stderr.
     """
     from trimtab.diagnose.launch import Launched, new_folder
-    from trimtab.diagnose.watch import Watch
     from trimtab.errors import UsageError
 
     if not command:
@@ -286,7 +281,7 @@ def run(
     folder = new_folder() if folder is None else folder
     job = Launched(command, folder, stdout=sys.stderr if as_json else None)
     say(f"the files of the job are in {folder}; look at them with: trimtab diagnose report {folder}")
-    watching = Watch(folder, limits=_limits(hang_seconds))
+    watching = _watching(folder, hang_seconds)
     with job.passing_signals():
         status, view = _follow(job, watching, interval, timeout)
     if as_json:
@@ -352,7 +347,8 @@ def _tell_once(told: str, text: str, *, is_early: bool) -> str:
     return text
 
 
-def _limits(hang_seconds: float | None) -> Limits:
+def _watching(folder: Path, hang_seconds: float | None, *, confirm: bool = True) -> Watch:
     from trimtab.diagnose.verdict import Limits
+    from trimtab.diagnose.watch import Watch
 
-    return Limits(hang_seconds=hang_seconds)
+    return Watch(folder, limits=Limits(hang_seconds=hang_seconds), confirm=confirm)

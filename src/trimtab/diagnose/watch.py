@@ -22,6 +22,7 @@ Observer = Callable[[Sequence[RankFile]], tuple[Mapping[int, Host], np.ndarray |
 """Says what the hosts tell about ranks, and what connections carried (`links.EDGE`)."""
 
 _SHARE = 0.2  # of the time may go into reading rings
+_LONGEST_REST = 30.0  # seconds without reading rings, whatever the last reading took
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Watch:
     """Watches the folder of a job. The time that it spends on reading rings stays below a fifth.
 
     Between two readings of rings, a hang is seen from the states alone (and then looked into with the rings), and what
-    was found of slowness stands.
+    was found of slowness stands. With `confirm`, slowness counts only if two readings in a row find the same kind: a
+    job that begins, or one that was held up for a moment, is not called slow.
     """
 
     def __init__(
@@ -57,11 +59,14 @@ class Watch:
         *,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         observe: Observer = gone,
+        confirm: bool = True,
     ) -> None:
         self.folder = folder
         self._limits = limits
         self._observe = observe
+        self._confirm = confirm
         self._baseline = Baseline()
+        self._suspected = ""
         self._last: Verdict | None = None
         self._hang_seconds: float | None = None
         self._rested_at = 0.0
@@ -81,7 +86,7 @@ class Watch:
         with_trace = is_over or begun >= self._rested_at
         look = Look.of_folder(self.folder, with_trace=with_trace)
         hosts, edges = self._observe(look.files)
-        ended = _has_ended(look, hosts)
+        ended = _has_ended(look, gone(look.files)[0])
         if ended or is_over:
             verdict = _autopsy(look, self._limits)
             return View(look, verdict, Standing.of(look), ended=True)
@@ -95,12 +100,23 @@ class Watch:
             with_trace, look = True, Look.of_folder(self.folder)
             verdict = look.verdict(limits=limits, hosts=hosts, edges=edges)
         if with_trace:
+            verdict = self._confirmed(verdict)
             now = time.monotonic()
-            self._rested_at = now + (now - begun) * (1 / _SHARE - 1)
+            self._rested_at = now + min((now - begun) * (1 / _SHARE - 1), _LONGEST_REST)
             self._last = verdict
         elif verdict.is_healthy and self._last is not None and not self._last.kind.startswith("H"):
             verdict = self._last
         return View(look, verdict, Standing.of(look), ended=False)
+
+    def _confirmed(self, verdict: Verdict) -> Verdict:
+        kind = verdict.kind if verdict.kind.startswith("S") else ""
+        is_new, self._suspected = kind != self._suspected, kind
+        if not (kind and is_new and self._confirm):
+            return verdict
+        doubt = f"whether it stays so: {verdict.summary} ({kind}), in this look alone"
+        return Verdict(
+            kind="healthy", confidence=0.5, summary="nothing is wrong for certain", not_seen=(*verdict.not_seen, doubt)
+        )
 
 
 def _autopsy(look: Look, limits: Limits) -> Verdict:
