@@ -78,8 +78,9 @@ def run(options: Options) -> Record:
     shares = [metrics[f"faults/{who} named, share"].value for who in ("ours", "peer")]
     bars.append(bar("faults whose rank alone is named, ours less the peer's share", 0, shares[0] - shares[1]))
     bars.append(bar("ranks that stop, named", 1, counts["stop/ours named"] / counts["stop/jobs"]))
-    other = counts["other/ours named with others"] / counts["other/jobs"]
-    bars.append(bar("ranks that call another operation, named, alone or with the one other member", 1, other))
+    for kind, words in (("other", "call another operation"), ("skip", "leave one out")):
+        named = counts[f"{kind}/ours named"] / counts[f"{kind}/jobs"]
+        bars.append(bar(f"ranks that {words}, named", 0.99, named))
     bars.append(bar("false alarms of ours", 0, counts["none/ours false alarms"], at_most=True))
     return Record.new(
         options.name,
