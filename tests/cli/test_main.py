@@ -20,7 +20,9 @@ from trimtab.cli import main, pack
 from trimtab.codecs import codec_ids
 from trimtab.store import encode
 
-VERBS = ["pack", "unpack", "inspect", "verify", "compare", "netlab", "simulate", "doctor", "papers", "demo"]
+VERBS = ["pack", "unpack", "inspect", "verify", "compare", "netlab", "simulate", "diagnose", "doctor", "papers", "demo"]
+GROUPS = {"simulate": ["solar"], "diagnose": ["report", "watch", "run"]}
+LEAVES = [[verb, *name] for verb in VERBS for name in ([[name] for name in GROUPS.get(verb, [])] or [[]])]
 HEAVY = {"torch", "numba", "numpy", "matplotlib", "rich", "msgspec", "zarr", "h5py", "nibabel", "safetensors"}
 
 
@@ -31,9 +33,7 @@ def test_the_verbs_are_these(trimtab):
     assert listed == VERBS
 
 
-@pytest.mark.parametrize(
-    "verb", [["simulate", "solar"] if verb == "simulate" else [verb] for verb in VERBS], ids=" ".join
-)
+@pytest.mark.parametrize("verb", LEAVES, ids=" ".join)
 def test_every_verb_has_help_and_json(trimtab, verb):
     result = trimtab(*verb, "--help")
     assert result.exit_code == 0
@@ -41,7 +41,8 @@ def test_every_verb_has_help_and_json(trimtab, verb):
 
 
 @pytest.mark.parametrize(
-    "args", [[], ["--help"], ["--version"], *([verb, "--help"] for verb in VERBS), ["simulate", "solar", "--help"]]
+    "args",
+    [[], ["--help"], ["--version"], *([verb, "--help"] for verb in GROUPS), *([*leaf, "--help"] for leaf in LEAVES)],
 )
 def test_help_imports_nothing_heavy(args):
     code = (

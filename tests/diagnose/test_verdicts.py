@@ -110,6 +110,21 @@ class TestSkipped:
         assert run.verdict().kind == "healthy"
 
 
+@pytest.mark.parametrize("kind", ["skip", "other"])
+def test_without_steps_the_one_who_left_its_own_way_is_named(kind):
+    """Of two members that disagree, or wait for each other, neither is the smaller party."""
+    job = Job(tensor=2, data=2, steps_announced=False)
+    place = job.places(1, "all_reduce")[2]
+    verdict = job.run(faults=[Fault(kind, rank=1, step=9, place=place)], num_steps=16).verdict()
+    assert (verdict.kind, verdict.ranks) == ("H2", (1,))
+
+
+def test_with_too_little_before_both_are_named():
+    job = Job(data=2, steps_announced=False)
+    verdict = job.run(faults=[Fault("other", rank=1, step=1, place=0)], num_steps=16).verdict()
+    assert (verdict.kind, verdict.ranks) == ("H2", (0, 1))
+
+
 def test_after_a_divergence_the_ranks_behind_are_the_healthy_ones():
     """Rank 0 called something else and went on alone: it is ahead, the others are behind, and it is the culprit."""
     job = Job(tensor=4, micro_batches=2)

@@ -25,6 +25,7 @@ _VERBS = {
     "compare": "Measure trimtab and its peers on your own file.",
     "netlab": "Run a command on nodes joined by slow links, all on this machine.",
     "simulate": "Count what a system would do at the sizes of your own job.",
+    "diagnose": "Say which rank makes a distributed job hang or slow down.",
     "doctor": "Say what runs here, how, and what is missing.",
     "papers": "List the published systems and how far each one is.",
     "demo": "Pack real model weights and a real brain scan.",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _PATIENCE = 1.0  # seconds before a progress bar shows
 
@@ -29,21 +32,28 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
 
     In a pipe, lines are as long as they need be.
     """
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position < left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(_escaped, row))
+    found = table(columns, rows, left=left)
     console = Console(highlight=False, stderr=err)
     if not console.is_terminal:
-        console = Console(highlight=False, stderr=err, width=max(20, Console(width=10**6).measure(table).maximum))
+        console = Console(highlight=False, stderr=err, width=max(20, Console(width=10**6).measure(found).maximum))
     with console.capture() as captured:
-        console.print(table)
+        console.print(found)
     click.echo(captured.get(), nl=False, err=err)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
+    """Return a table as `print_table` prints it."""
+    from rich import box
+    from rich.table import Table
+
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for position, column in enumerate(columns):
+        found.add_column(column, justify="left" if position < left else "right", overflow="fold")
+    for row in rows:
+        found.add_row(*map(_escaped, row))
+    return found
 
 
 @contextmanager

@@ -36,10 +36,12 @@ elsewhere).
 
 from __future__ import annotations
 
+import functools
 import itertools
 import mmap
 import os
 import socket
+import stat
 import struct
 import threading
 import time
@@ -146,7 +148,17 @@ _MAX_CAPACITY, _MAX_COMMUNICATORS, _MAX_WORDS, _MAX_TEXTS, _MAX_WORLD = 1 << 22,
 _LOW = 0xFFFFFFFF
 _OFFSETS: dict[str, int] = {name: HEADER.fields[name][1] for name in HEADER.names or ()}  # pyrefly: ignore
 _FORMATS = {4: "<I", 8: "<Q"}
+_CODES = {"u4": "I", "u8": "Q"}
+_HEAD = struct.Struct(
+    "<"
+    + "".join(
+        _CODES.get(of.str[1:]) or f"{of.itemsize}{'s' if of.kind == 'S' else 'x'}"
+        for of in (HEADER[name] for name in HEADER.names or ())
+    )
+)
+_HEAD_NAMES = tuple(name for name in HEADER.names or () if name != "spare")
 _KEYS = struct.Struct("<IH2xQ44xI")  # of a record: stamp, communicator, seq, check
+_NO_RECORD = bytes(64)
 _PREFIX, _SUFFIX = "rank-", ".frame"
 
 
@@ -476,8 +488,10 @@ class RankFile:
     """`RECORD` of each communicator's latest operation; `enter` is 0 where there is none or it was being written."""
     read_at: int
     """This reader's monotonic clock."""
+    raw_texts: bytes = field(repr=False)
+    """The area of texts, for `texts_in`; many ranks have the same."""
     _layout: _Layout = field(repr=False)
-    _tables: bytes = field(repr=False)
+    _members: bytes = field(repr=False)
 
     def communicator(self, index: int) -> Communicator:
         """Return what the file says about a communicator.
@@ -491,8 +505,9 @@ class RankFile:
         if num_runs:
             if start + 3 * num_runs > layout.members_words:
                 raise Corrupt(f"{self.path}: the members of communicator {index} lie outside of their area")
-            at = layout.members_at - 256 + 4 * start
-            runs = np.frombuffer(self._tables, "<u4", 3 * num_runs, at).astype(np.int64).reshape(-1, 3)
+            if 4 * (start + 3 * num_runs) > len(self._members):
+                raise Corrupt(f"{self.path}: the members of communicator {index} are not yet written")
+            runs = np.frombuffer(self._members, "<u4", 3 * num_runs, 4 * start).astype(np.int64).reshape(-1, 3)
             counts = runs[:, 2]
             if not 1 <= num_members <= self.world_size or (counts > num_members).any() or counts.sum() != num_members:
                 raise Corrupt(f"{self.path}: communicator {index} has {counts.sum()} members, not {num_members}")
@@ -509,14 +524,7 @@ class RankFile:
 
     def texts(self) -> dict[int, str]:
         """Return the texts by key; what is damaged is left out."""
-        layout, found = self._layout, {}
-        data = memoryview(self._tables)[layout.texts_at - 256 :][: layout.texts_used]
-        at = 0
-        while at + 6 <= len(data):
-            key, length = struct.unpack_from("<IH", data, at)
-            found[key] = bytes(data[at + 6 : at + 6 + length]).decode(errors="replace")
-            at += 6 + length
-        return found
+        return texts_in(self.raw_texts)
 
     def ring(self, out: np.ndarray | None = None) -> np.ndarray:
         """Read the records, torn ones included: `RECORD` of shape [capacity]; into `out` if that is large enough.
@@ -527,15 +535,27 @@ class RankFile:
         if out is None or out.size < self.capacity:
             out = np.empty(self.capacity, RECORD)
         out = out[: self.capacity]
-        with open(self.path, "rb", buffering=0) as file:
-            file.seek(self._layout.ring_at)
+        handle = _opened(self.path)
+        try:
             view, at = memoryview(out).cast("B"), 0
             while at < len(view):
-                num = file.readinto(view[at:])
+                num = os.preadv(handle, [view[at:]], self._layout.ring_at + at)
                 if not num:
                     raise Truncated(f"{self.path} was cut short while it was read: {len(view) - at} bytes are missing")
                 at += num
+        finally:
+            os.close(handle)
         return out
+
+
+def texts_in(data: bytes) -> dict[int, str]:
+    """Return the texts of `RankFile.raw_texts` by key; what is damaged is left out."""
+    found, at = {}, 0
+    while at + 6 <= len(data):
+        key, length = struct.unpack_from("<IH", data, at)
+        found[key] = data[at + 6 : at + 6 + length].decode(errors="replace")
+        at += 6 + length
+    return found
 
 
 def read(path: str | os.PathLike[str]) -> RankFile:
@@ -548,24 +568,28 @@ def read(path: str | os.PathLike[str]) -> RankFile:
         OSError: it cannot be read.
     """
     path = Path(path)
-    with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        head = file.read(HEADER.itemsize)
+    handle = _opened(path)
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise Corrupt(f"{path} is no file but a pipe, a device or a folder")
+        head = os.pread(handle, HEADER.itemsize, 0)
         if len(head) < HEADER.itemsize:
             raise Truncated(f"{path} has {len(head)} bytes; the header alone has {HEADER.itemsize}")
-        header = dict(zip(HEADER.names or (), np.frombuffer(head, HEADER)[0].item(), strict=True))
-        layout = _checked_layout(path, header, size)
-        tables = file.read(layout.ring_at - HEADER.itemsize)
-        if len(tables) < layout.ring_at - HEADER.itemsize:
-            raise Truncated(f"{path} was cut short while it was read")
-        frames = np.frombuffer(tables, FRAME, header["num_communicators"])
-        latest = []
+        header = dict(zip(_HEAD_NAMES, _HEAD.unpack(head), strict=True))
+        layout = _checked_layout(path, header, status.st_size)
+        frames = np.frombuffer(_part(handle, path, layout.frames_at, 64 * header["num_communicators"]), FRAME)
+        members = _part(handle, path, layout.members_at, 4 * header["members_used"])
+        texts = _part(handle, path, layout.texts_at, header["texts_used"])
+        latest, mask = [], layout.capacity - 1
         for index, (seq, number) in enumerate(zip(frames["seq"].tolist(), frames["record"].tolist(), strict=True)):
-            place = layout.ring_at + 64 * (number & (layout.capacity - 1))
-            data = os.pread(file.fileno(), 64, place) if seq else b""
-            is_whole = len(data) == 64 and _KEYS.unpack(data) == (number & _LOW, index, seq, number & _LOW)
-            latest.append(data if is_whole else bytes(64))
+            data = os.pread(handle, 64, layout.ring_at + 64 * (number & mask)) if seq else b""
+            low = number & _LOW
+            is_whole = len(data) == 64 and _KEYS.unpack(data) == (low, index, seq, low)
+            latest.append(data if is_whole else _NO_RECORD)
         read_at = time.monotonic_ns()
+    finally:
+        os.close(handle)
     return RankFile(
         path=path,
         rank=header["rank"],
@@ -573,7 +597,7 @@ def read(path: str | os.PathLike[str]) -> RankFile:
         pid=header["pid"],
         job=header["job"],
         boot=header["boot"],
-        host=header["host"].decode(errors="replace"),
+        host=header["host"].rstrip(b"\0").decode(errors="replace"),
         created_unix=header["created_unix"],
         finished=header["state"] == FINISHED,
         lost=header["lost"],
@@ -584,9 +608,22 @@ def read(path: str | os.PathLike[str]) -> RankFile:
         frames=frames,
         latest=np.frombuffer(b"".join(latest), RECORD),
         read_at=read_at,
+        raw_texts=texts,
         _layout=layout,
-        _tables=tables,
+        _members=members,
     )
+
+
+def _opened(path: Path) -> int:
+    """Open a file of a rank; a pipe in its place, which nobody writes to, does not hold us up."""
+    return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+
+
+def _part(handle: int, path: Path, at: int, num_bytes: int) -> bytes:
+    data = os.pread(handle, num_bytes, at) if num_bytes else b""
+    if len(data) < num_bytes:
+        raise Truncated(f"{path} was cut short while it was read")
+    return data
 
 
 def read_folder(folder: str | os.PathLike[str]) -> tuple[list[RankFile], list[str]]:
@@ -601,9 +638,10 @@ def read_folder(folder: str | os.PathLike[str]) -> tuple[list[RankFile], list[st
     files: dict[int, RankFile] = {}
     notes = []
     found = []
-    for path in sorted(Path(folder).glob(f"{_PREFIX}*{_SUFFIX}")):
+    names = os.listdir(folder) if os.path.exists(folder) else []
+    for name in sorted(name for name in names if name.startswith(_PREFIX) and name.endswith(_SUFFIX)):
         try:
-            found.append(read(path))
+            found.append(read(Path(folder, name)))
         except (FormatError, OSError) as error:
             notes.append(f"a file could not be read: {error}")
     if not found:
@@ -620,33 +658,36 @@ def read_folder(folder: str | os.PathLike[str]) -> tuple[list[RankFile], list[st
     return [files[rank] for rank in sorted(files)], notes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Layout:
     capacity: int
     max_communicators: int
     members_words: int
     texts_bytes: int
-    texts_used: int = 0
 
-    @property
+    @functools.cached_property
     def frames_at(self) -> int:
         return HEADER.itemsize
 
-    @property
+    @functools.cached_property
     def members_at(self) -> int:
         return self.frames_at + FRAME.itemsize * self.max_communicators
 
-    @property
+    @functools.cached_property
     def texts_at(self) -> int:
         return self.members_at + 4 * self.members_words
 
-    @property
+    @functools.cached_property
     def ring_at(self) -> int:
         return -(-(self.texts_at + self.texts_bytes) // 64) * 64
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         return self.ring_at + RECORD.itemsize * self.capacity
+
+
+_layout = functools.lru_cache(64)(_Layout)
+"""All files of a job have the same, as a rule."""
 
 
 def _checked_layout(path: Path, numbers: dict[str, Any], size: int) -> _Layout:
@@ -672,9 +713,7 @@ def _checked_layout(path: Path, numbers: dict[str, Any], size: int) -> _Layout:
             raise Corrupt(f"{path}: {name} is {numbers[name]}; expected {low} to {high}")
     if numbers["capacity"] & (numbers["capacity"] - 1):
         raise Corrupt(f"{path}: capacity is {numbers['capacity']}; expected a power of two")
-    layout = _Layout(
-        *(numbers[n] for n in ("capacity", "max_communicators", "members_words", "texts_bytes", "texts_used"))
-    )
+    layout = _layout(*(numbers[n] for n in ("capacity", "max_communicators", "members_words", "texts_bytes")))
     if size < layout.size:
         raise Truncated(f"{path} has {size} bytes; its header promises {layout.size}")
     return layout

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from trimtab.diagnose.frame import RankFile
+from trimtab.diagnose.frame import FRAME, RankFile
 from trimtab.errors import FormatError
 
 _MAX_MEMBERS = 1 << 24
@@ -65,58 +65,57 @@ class Groups:
         Returns the groups, for each file the membership of each of its frames (int64; -1 where it contradicts the
         others or itself), and what was wrong in words.
         """
-        index: dict[int, int] = {}
+        sizes = np.array([file.frames.size for file in files], np.int64)
+        offsets = np.concatenate([[0], sizes.cumsum()])
+        owner = np.repeat(np.arange(len(files)), sizes)
+        frames = np.frombuffer(b"".join([file.frames.tobytes() for file in files]), FRAME)
+        _, firsts, kinds = np.unique(frames["uid"], return_index=True, return_inverse=True)
+        c = np.full(frames.size, -1, np.int64)
         members: list[np.ndarray | None] = []
-        seen: list[list[int]] = []
         names, p2p, notes = [], [], []
-        local: list[list[int]] = []
         total = 0
-        for file in files:
-            mine = []
-            for i, uid in enumerate(file.frames["uid"].tolist()):
-                c = index.get(uid)
-                if c is None:
-                    try:
-                        found = file.communicator(i)
-                    except FormatError as error:
-                        notes.append(str(error))
-                        mine.append(-1)
-                        continue
-                    total += 0 if found.members is None else found.members.size
-                    if total > _MAX_MEMBERS:
-                        raise FormatError(f"{file.path}: more than {_MAX_MEMBERS} members of communicators")
-                    c = index[uid] = len(names)
-                    members.append(found.members)
-                    names.append(found.name)
-                    p2p.append(found.p2p)
-                    seen.append([])
-                mine.append(c)
-                seen[c].append(file.rank)
-            local.append(mine)
-        guessed = [ranks is None for ranks in members]
-        filled = [np.unique(seen[c]).astype(np.int32) if ranks is None else ranks for c, ranks in enumerate(members)]
+        order = np.argsort(kinds, kind="stable")
+        ends = np.bincount(kinds, minlength=firsts.size).cumsum()
+        for kind in np.argsort(firsts).tolist():  # in the order of appearing
+            begin, end = int(ends[kind - 1]) if kind else 0, int(ends[kind])
+            for position in range(begin, end):  # what one file says badly, another may say well
+                entry = int(order[position])
+                file = files[owner[entry]]
+                try:
+                    found = file.communicator(entry - int(offsets[owner[entry]]))
+                except FormatError as error:
+                    notes.append(str(error))
+                    continue
+                total += 0 if found.members is None else found.members.size
+                if total > _MAX_MEMBERS:
+                    raise FormatError(f"{file.path}: more than {_MAX_MEMBERS} members of communicators")
+                c[order[position:end]] = len(names)
+                members.append(found.members)
+                names.append(found.name)
+                p2p.append(found.p2p)
+                break
+        ranks = np.array([file.rank for file in files], np.int32)[owner]
+        guessed = [one is None for one in members]
+        filled = [np.unique(ranks[c == i]) if one is None else one for i, one in enumerate(members)]
         num_ranks = max((file.world_size for file in files), default=0)
         groups = cls.build(num_ranks, filled, names, p2p, guessed)
-        places = [groups._places(file, mine, notes) for file, mine in zip(files, local, strict=True)]
-        return groups, places, notes
+        places = groups._places(c, frames["position"].astype(np.int64), ranks)
+        bad = np.flatnonzero((c >= 0) & (places < 0))
+        for entry in bad[np.unique(owner[bad], return_index=True)[1]].tolist():
+            notes.append(f"rank {ranks[entry]} contradicts other ranks about communicator {names[c[entry]]!r}")
+        return groups, np.split(places, offsets[1:-1]) if files else [], notes
 
-    def _places(self, file: RankFile, local: list[int], notes: list[str]) -> np.ndarray:
-        c = np.array(local, np.int64)
-        position = file.frames["position"].astype(np.int64)
-        known = c >= 0
+    def _places(self, c: np.ndarray, position: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+        """The membership of each frame: at this position of the members of communicator `c`, in a file of a rank."""
         places = np.full(c.size, -1, np.int64)
-        inside = np.flatnonzero(known)
+        inside = np.flatnonzero(c >= 0)
         inside = inside[~self.guessed[c[inside]]]
         inside = inside[position[inside] < self.start[c[inside] + 1] - self.start[c[inside]]]
         at = self.start[c[inside]] + position[inside]
-        places[inside] = np.where(self.ranks[at] == file.rank, at, -1)
-        for i in np.flatnonzero(known).tolist() if self.guessed.any() else ():
-            if self.guessed[c[i]]:
-                members = self.members(int(c[i]))
-                places[i] = members.start + np.searchsorted(self.ranks[members], file.rank)
-        used = places[places >= 0].tolist()
-        if len(set(used)) < len(used):
-            places[[used.count(place) > 1 for place in places.tolist()]] = -1
-        if (bad := np.flatnonzero(known & (places < 0))).size:
-            notes.append(f"rank {file.rank} contradicts other ranks about communicator {self.names[c[bad[0]]]!r}")
+        places[inside] = np.where(self.ranks[at] == ranks[inside], at, -1)
+        for i in np.flatnonzero(self.guessed).tolist():
+            mine, members = np.flatnonzero(c == i), self.members(i)
+            places[mine] = members.start + np.searchsorted(self.ranks[members], ranks[mine])
+        used, counts = np.unique(places, return_counts=True)
+        places[np.isin(places, used[counts > 1])] = -1  # a file that names one communicator twice
         return places

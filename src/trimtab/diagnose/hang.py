@@ -200,7 +200,8 @@ def _not_entered(
     missing = groups.ranks[members][found.missing[members]]
     seq, name = int(found.front[one]), groups.names[one]
     waiting = int(np.count_nonzero(found.is_waiting))
-    evidence = [f"{ranks_in_words(inside)} wait in operation {seq} of {name!r}{_for(found.seconds[one])}"]
+    wait = "waits" if inside.size == 1 else "wait"
+    evidence = [f"{ranks_in_words(inside)} {wait} in operation {seq} of {name!r}{_for(found.seconds[one])}"]
     places = np.flatnonzero(found.missing[members] & np.isin(groups.ranks[members], named)) + members.start
     for at in places[:4]:
         rank, last = int(groups.ranks[at]), int(snapshot.seq[at])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trimtab.diagnose.frame import ASYNC, AWAITED, RankFile, boot_id, read_folder
+from trimtab.diagnose.frame import ASYNC, AWAITED, FRAME, RECORD, RankFile, boot_id, read_folder, texts_in
 from trimtab.diagnose.groups import Groups
 
 
@@ -93,34 +93,40 @@ class Snapshot:
         cls, files: Sequence[RankFile], groups: Groups, places: Iterable[np.ndarray], *, notes: Sequence[str] = ()
     ) -> Snapshot:
         """Return the state in files that were read (`frame.read_folder`) and joined (`Groups.of_files`)."""
-        state, here, foreign = cls.empty(groups), boot_id(), []
+        state, here, num_foreign = cls.empty(groups), boot_id(), 0
         texts: dict[int, str] = {}
         where: dict[int, str] = {}
-        for file, place in zip(files, places, strict=True):
-            rank, now = file.rank, file.read_at
-            if not here or file.boot != here:
-                foreign.append(rank)
-                now = None
+        now = np.zeros(len(files), np.int64)  # 0: the clock is another host's
+        for i, file in enumerate(files):
+            rank = file.rank
             state.present[rank], state.finished[rank], state.lost[rank] = True, file.finished, min(file.lost, 1 << 62)
             where[rank] = f"{file.host}, process {file.pid}"
-            if now is not None:
-                state.waiting[rank] = max(now - file.waiting_since, 0) / 1e9 if file.waiting_since else 0
-                state.paused[rank] = max(file.pause_until - now, 0) / 1e9
-            texts.update(file.texts())
-            good = place >= 0
-            at, frames, latest = place[good], file.frames[good], file.latest[good]
-            state.seen[at] = True
-            state.seq[at] = np.minimum(frames["seq"], np.uint64(1 << 62))
-            state.done[at] = np.minimum(frames["done"], frames["seq"])  # a reader may see the later of the two first
-            for name in ("signature", "site", "step", "op"):
-                getattr(state, name)[at] = latest[name]
-            state.blocking[at] = latest["flags"] & (ASYNC | AWAITED) != ASYNC
-            if now is not None:
-                entered = latest["enter"].astype(np.float64)
-                # a record that was being written just now is new
-                state.age[at] = np.where(latest["enter"] > 0, np.maximum(now - entered, 0) / 1e9, 0.0)
+            if not here or file.boot != here:
+                num_foreign += 1
+                continue
+            now[i] = file.read_at
+            state.waiting[rank] = max(file.read_at - file.waiting_since, 0) / 1e9 if file.waiting_since else 0
+            state.paused[rank] = max(file.pause_until - file.read_at, 0) / 1e9
+        for data in {file.raw_texts for file in files}:
+            texts.update(texts_in(data))
+        place = np.concatenate([np.zeros(0, np.int64), *places])
+        good = place >= 0
+        at = place[good]
+        frames = np.frombuffer(b"".join([file.frames.tobytes() for file in files]), FRAME)[good]
+        latest = np.frombuffer(b"".join([file.latest.tobytes() for file in files]), RECORD)[good]
+        state.seen[at] = True
+        state.seq[at] = np.minimum(frames["seq"], np.uint64(1 << 62))
+        state.done[at] = np.minimum(frames["done"], frames["seq"])  # a reader may see the later of the two first
+        for name in ("signature", "site", "step", "op"):
+            getattr(state, name)[at] = latest[name]
+        state.blocking[at] = latest["flags"] & (ASYNC | AWAITED) != ASYNC
+        nows = np.repeat(now, [file.frames.size for file in files])[good]
+        entered = latest["enter"].astype(np.float64)
+        # a record that was being written just now is new
+        ages = np.where(latest["enter"] > 0, np.maximum(nows - entered, 0) / 1e9, 0.0)
+        state.age[at] = np.where(nows > 0, ages, np.nan)
         more = list(notes)
-        if foreign:
-            more.append(f"the clock of {len(foreign)} ranks cannot be read here: how long they wait is not known")
+        if num_foreign:
+            more.append(f"the clock of {num_foreign} ranks cannot be read here: how long they wait is not known")
         state.texts, state.where, state.notes = texts, where, more
         return state

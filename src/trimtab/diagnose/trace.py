@@ -111,29 +111,30 @@ class Trace:
         num = groups.ranks.size
         start, first, count = np.zeros(num, np.int64), np.zeros(num, np.int64), np.zeros(num, np.int64)
         torn, notes, used = np.zeros(groups.num_ranks, np.int64), [], 0
+        found, columns_in_order = np.zeros(2, np.int64), tuple(filled.values())
         for rank, ring, place in rings:
             words = ring.view("<u8").reshape(-1, 8)
             if sys.byteorder == "big":
                 words = words.astype(np.uint64)
-            low, high = np.zeros(place.size, np.int64), np.zeros(place.size, np.int64)
-            counts = np.zeros(2, np.int64)
-            newest = kernels.scan(words, low, high, counts)
-            torn[rank] = counts[1]
+            low, high = np.empty(place.size, np.int64), np.empty(place.size, np.int64)
+            newest = kernels.scan(words, low, high, found)
+            num_valid, torn[rank] = found.tolist()
             if newest < 0:
                 continue
-            lengths = np.where(low > 0, high - low + 1, 0)
+            lengths = high - low + (low > 0)
             # numbers of 2^62 fit, but their sum might not; floats are exact enough to refuse
-            if lengths.astype(np.float64).sum() > ring.size:
+            if lengths.sum(dtype=np.float64) > ring.size:
                 notes.append(f"the ring of rank {rank} is damaged: its numbers leave gaps")
                 continue
-            starts = used + lengths.cumsum() - lengths
-            total = int(lengths.sum())
-            if total > counts[0]:  # torn records leave gaps; 0 and NaN stand for unknown
-                for column in filled.values():
+            ends = lengths.cumsum()
+            starts, total = used + ends - lengths, int(ends[-1])
+            if total > num_valid:  # torn records leave gaps; 0 and NaN stand for unknown
+                for column in columns_in_order:
                     column[used : used + total] = np.nan if column.dtype.kind == "f" else 0
-            kernels.place(words, newest, low, high, starts, *filled.values())
+            kernels.place(words, newest, low, high, starts, *columns_in_order)
             good = place >= 0
-            start[place[good]], first[place[good]], count[place[good]] = starts[good], low[good], lengths[good]
+            at = place[good]
+            start[at], first[at], count[at] = starts[good], low[good], lengths[good]
             used += total
         if torn.any():
             notes.append(f"{int(torn.sum())} records on {np.count_nonzero(torn)} ranks were torn, and left out")

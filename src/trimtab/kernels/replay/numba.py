@@ -117,16 +117,16 @@ def play(
             number, seq, now = numbers[rank], seqs[rank, slot], i64(clock[rank]) + offset[rank]
             pending[rank], inside[rank] = number, slot
             signature = program_place[place] ^ change
-            record = words[rank, number & mask]
+            place_in_ring = number & mask
             low = u64(number) & _LOW
-            record[0] = low | (u64(slot) << u64(32)) | (program_what[place] << u64(32))
-            record[1] = u64(seq)
-            record[2] = u64(now)
-            record[3] = u64(0)
-            record[4] = program_bytes[place]
-            record[5] = signature
-            record[6] = (u64(first_step + step[rank]) & _LOW) | (_LOW << u64(32))
-            record[7] = low << u64(32)
+            words[rank, place_in_ring, 0] = low | (u64(slot) << u64(32)) | (program_what[place] << u64(32))
+            words[rank, place_in_ring, 1] = u64(seq)
+            words[rank, place_in_ring, 2] = u64(now)
+            words[rank, place_in_ring, 3] = u64(0)
+            words[rank, place_in_ring, 4] = program_bytes[place]
+            words[rank, place_in_ring, 5] = signature
+            words[rank, place_in_ring, 6] = (u64(first_step + step[rank]) & _LOW) | (_LOW << u64(32))
+            words[rank, place_in_ring, 7] = low << u64(32)
             if entered[c] == 0:
                 expected[c], factor[c], latest[c] = signature & _LOW, 1.0, clock[rank]
             if freezes or expected[c] != signature & _LOW:

@@ -24,6 +24,9 @@ _RO_U32 = types.Array(types.uint32, 1, "C", readonly=True)
 _RO_F32 = types.Array(types.float32, 1, "C", readonly=True)
 
 
+# records are indexed in place: a view of each would be counted, which takes longer than all else
+
+
 @kernel(types.int64(_WORDS, _I64, _I64, _I64))
 def scan(words, first, last, counts):
     first[:] = 0
@@ -36,13 +39,12 @@ def scan(words, first, last, counts):
     base, newest, oldest, found = u64(0), i64(0), i64(0), False
     valid = 0
     for i in range(capacity):
-        record = words[i]
-        if record[2] == u64(0):
+        if words[i, 2] == u64(0):
             continue
         written += 1
-        stamp, seq = record[0] & _LOW, record[1]
-        communicator = (record[0] >> u64(32)) & u64(0xFFFF)
-        is_there = stamp == record[7] >> u64(32) and stamp & mask == u64(i)
+        stamp, seq = words[i, 0] & _LOW, words[i, 1]
+        communicator = (words[i, 0] >> u64(32)) & u64(0xFFFF)
+        is_there = stamp == words[i, 7] >> u64(32) and stamp & mask == u64(i)
         if not (is_there and communicator < num_communicators and seq != u64(0) and seq < _MAX_TIME):
             continue
         if not found:
@@ -66,10 +68,9 @@ def scan(words, first, last, counts):
     last[:] = 0
     valid = 0
     for i in range(capacity):
-        record = words[i]
-        stamp, seq = record[0] & _LOW, record[1]
-        communicator = (record[0] >> u64(32)) & u64(0xFFFF)
-        is_there = record[2] != u64(0) and stamp == record[7] >> u64(32) and stamp & mask == u64(i)
+        stamp, seq = words[i, 0] & _LOW, words[i, 1]
+        communicator = (words[i, 0] >> u64(32)) & u64(0xFFFF)
+        is_there = words[i, 2] != u64(0) and stamp == words[i, 7] >> u64(32) and stamp & mask == u64(i)
         if not (is_there and communicator < num_communicators and seq != u64(0) and seq < _MAX_TIME):
             continue
         if i64(i32((stamp - stamp_of_newest) & _LOW)) <= -capacity:
@@ -94,19 +95,19 @@ def place(words, newest, first, last, start, enter, inside, outside, waited, sig
     free = u64(0)
     for k in range(capacity):
         number = u64(newest - capacity + 1 + k)
-        record = words[i64(number & mask)]
+        i = i64(number & mask)
         if (
-            record[2] == u64(0)
-            or record[0] & _LOW != number & _LOW
-            or record[7] >> u64(32) != number & _LOW
-            or (record[0] >> u64(32)) & u64(0xFFFF) >= num_communicators
+            words[i, 2] == u64(0)
+            or words[i, 0] & _LOW != number & _LOW
+            or words[i, 7] >> u64(32) != number & _LOW
+            or (words[i, 0] >> u64(32)) & u64(0xFFFF) >= num_communicators
         ):
             continue
-        c, seq = i64((record[0] >> u64(32)) & u64(0xFFFF)), record[1]
+        c, seq = i64((words[i, 0] >> u64(32)) & u64(0xFFFF)), words[i, 1]
         if seq < u64(first[c]) or seq > u64(last[c]) or first[c] == 0:
             continue
         at = start[c] + i64(seq) - first[c]
-        entered, left = record[2], record[3]
+        entered, left = words[i, 2], words[i, 3]
         is_good = entered < _MAX_TIME and entered <= left and left < _MAX_TIME
         if wants_enter:
             enter[at] = i64(entered) if entered < _MAX_TIME else 0
@@ -117,20 +118,20 @@ def place(words, newest, first, last, start, enter, inside, outside, waited, sig
                 outside[at] = f32(i64(entered - free) * 1e-9) if entered > free else f32(0)
             else:
                 outside[at] = _NAN
-        flags = record[0] >> u64(56)
+        flags = words[i, 0] >> u64(56)
         if is_good and flags & u64(_EITHER) != u64(_ASYNC) and left > free:
             free = left
         if wants_waited:
-            waited[at] = f32(i64(record[7] & _LOW) * 1e-6)
+            waited[at] = f32(i64(words[i, 7] & _LOW) * 1e-6)
         if wants_signature:
-            signature[at] = u32(record[5] & _LOW)
+            signature[at] = u32(words[i, 5] & _LOW)
         if wants_site:
-            site[at] = u32(record[5] >> u64(32))
+            site[at] = u32(words[i, 5] >> u64(32))
         if wants_step:
-            step[at] = u32(record[6] & _LOW)
+            step[at] = u32(words[i, 6] & _LOW)
         if wants_kind:
-            op = (record[0] >> u64(48)) & u64(0xFF)
-            kind[at] = np.uint16((op << u64(8)) | (u64(64) - leading_zeros(record[4])))
+            op = (words[i, 0] >> u64(48)) & u64(0xFF)
+            kind[at] = np.uint16((op << u64(8)) | (u64(64) - leading_zeros(words[i, 4])))
 
 
 @kernel(types.void(_RO_I64, _RO_I64, _RO_I64, _RO_F32, types.int64, _F32, _F32, _I32, _I32))
@@ -169,14 +170,13 @@ def totals(start, count, since, enter, inside, outside, waited, sums, num_before
             if enter[at] >= since[block]:
                 is_after = 1
                 num_before[block] = min(num_before[block], i)
-            mine = sums[block, is_after]
-            mine[0] += 1.0
+            sums[block, is_after, 0] += 1.0
             if inside[at] == inside[at]:
-                mine[1] += np.float64(inside[at])
+                sums[block, is_after, 1] += np.float64(inside[at])
             if outside[at] == outside[at]:
-                mine[2] += np.float64(outside[at])
+                sums[block, is_after, 2] += np.float64(outside[at])
             if waited[at] == waited[at]:
-                mine[3] += np.float64(waited[at])
+                sums[block, is_after, 3] += np.float64(waited[at])
 
 
 @kernel(types.void(_RO_I64, _RO_I64, _RO_I64, _RO_U32, types.int64, _I64))
