@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trimtab.diagnose.frame import ASYNC, AWAITED, RankFile, boot_id, read_folder
+from trimtab.diagnose.frame import ASYNC, AWAITED, UNSEEN, RankFile, boot_id, read_folder
 from trimtab.diagnose.groups import Groups
+from trimtab.diagnose.verdict import ranks_in_words
 
 
 @dataclass
@@ -122,5 +123,20 @@ class Snapshot:
         more = list(notes)
         if foreign:
             more.append(f"the clock of {len(foreign)} ranks cannot be read here: how long they wait is not known")
+        if blind := [file.rank for file in files if file.blind]:
+            state._follow(blind)
+            more.append(f"what {ranks_in_words(blind)} did since the probe there gave up")
+        for bit, what in enumerate(UNSEEN):
+            if blind := [file.rank for file in files if file.unseen >> bit & 1]:
+                more.append(f"{what} ({ranks_in_words(blind)})")
         state.texts, state.where, state.notes = texts, where, more
         return state
+
+    def _follow(self, ranks: Sequence[int]) -> None:
+        """Take ranks of which nothing is known any more to go along with the others."""
+        c = self.groups.communicator
+        front = np.zeros(len(self.groups.names), np.int64)
+        np.maximum.at(front, c, self.seq)
+        theirs = np.isin(self.groups.ranks, ranks)
+        self.seq[theirs] = self.done[theirs] = front[c[theirs]]
+        self.signature[theirs] = self.site[theirs] = self.step[theirs] = 0
