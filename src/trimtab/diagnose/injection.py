@@ -65,7 +65,7 @@ def inject(
     - skip, other, shape: it leaves out its next operation, calls another one in its place, or with half the elements;
       under DDP, whose operations come from C++, it leaves out those of one backward pass, or calls one before them;
     - slow: it computes `seconds` (0.05) longer in every step (with `at_op`, before every operation) from there on;
-    - link: its connections send no more than `bytes_per_second` each from there on.
+    - link: its connections carry no more than `bytes_per_second` each, either way, from there on.
 
     Args:
         fault: What happens.
@@ -162,8 +162,11 @@ class Injection:
     def step(self) -> None:
         """Say that a step is over, in programs without an optimizer."""
         self._num_steps += 1
-        if self._is_me() and self.at_step is not None and self._num_steps >= self.at_step:
-            self._happen()
+        if self._is_me():
+            if self.at_step is not None and self._num_steps >= self.at_step:
+                self._happen()
+        elif self.fault == "link" and not self.has_happened:
+            self.has_happened = _pace_towards(self.rank, round(self.bytes_per_second))
 
     # ---- in the job
 
@@ -246,7 +249,7 @@ class Injection:
         elif self.fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.fault == "link":
-            _pace(round(self.bytes_per_second))
+            _tell_ends(self.rank, _pace(round(self.bytes_per_second)))
         else:
             self._next = self.fault
 
@@ -338,10 +341,33 @@ def _stop(seconds: float) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def _pace(bytes_per_second: int) -> None:
-    """Limit what each TCP connection of this process sends."""
+def _pace(bytes_per_second: int, only: frozenset[str] | None = None) -> list[str]:
+    """Limit what TCP connections of this process send, all or those to some ends; return their own ends."""
+    found = []
     for entry in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(entry))) as one:
-            if one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
-                one.getpeername()  # connected ones only
+            if one.family not in (socket.AF_INET, socket.AF_INET6) or one.type != socket.SOCK_STREAM:
+                continue
+            if only is None or str(one.getpeername()[:2]) in only:  # connected ones have a peer, others raise
                 one.setsockopt(socket.SOL_SOCKET, _PACING, struct.pack("<I", min(bytes_per_second, _UNLIMITED)))
+                found.append(str(one.getsockname()[:2]))
+    return found
+
+
+def _tell_ends(rank: int, ends: list[str]) -> None:
+    """Tell the other ranks which ends of connections are ours."""
+    from torch import distributed as dist
+
+    if dist.is_initialized():
+        dist.distributed_c10d._get_default_store().set(f"trimtab-link-{rank}", "|".join(ends))
+
+
+def _pace_towards(rank: int, bytes_per_second: int) -> bool:
+    """Limit what we send to a rank, once it has told its ends; return whether it has."""
+    from torch import distributed as dist
+
+    store, key = dist.distributed_c10d._get_default_store(), f"trimtab-link-{rank}"
+    if not store.check([key]):
+        return False
+    _pace(bytes_per_second, frozenset(store.get(key).decode().split("|")))
+    return True

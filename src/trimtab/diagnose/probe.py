@@ -5,7 +5,7 @@
 
 Or without a change to the program: ``trimtab diagnose run -- torchrun ... train.py`` sets `TRIMTAB_DIAGNOSE` to a
 folder and puts the folder `autoload` in front of `PYTHONPATH`, whose ``sitecustomize.py`` starts a probe in every
-Python process that comes to import `torch.distributed` (`trimtab.diagnose.autoload`).
+Python process that comes to import `torch` (`autoload/sitecustomize.py`).
 
 A probe never harms the job: where it cannot go on (no room for its file, an error in a hook), it warns once, takes
 itself out, and says so in its file.
@@ -207,6 +207,7 @@ class Probe:
         if self._hooks is None:
             self._places = hooks.Places(writer)
             self._hooks = hooks.attach(writer, self._places, self._kind, self._give_up)
+            writer.step(self._step)  # to compiled hooks, which count for themselves
             injection.renew()  # faults come before what is recorded
         for group in list(dist.distributed_c10d._world.pg_map):
             self._hooks.watch(group)
@@ -274,7 +275,7 @@ class Probe:
 
 
 def start_by_environment() -> None:
-    """Start a probe that lasts as long as the process; `autoload` calls this when `torch.distributed` is imported."""
+    """Start a probe that lasts as long as the process; `autoload` calls this when `torch` is imported."""
     probe = Probe()
     probe.start()
     atexit.register(lambda: probe.stop(finished=not hasattr(sys, "last_value")))

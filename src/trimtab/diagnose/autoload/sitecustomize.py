@@ -1,11 +1,11 @@
-"""Starts a probe in every Python process that comes to import `torch.distributed`, without a change to the program.
+"""Starts a probe in every Python process that comes to import `torch`, without a change to the program.
 
 Put the folder of this file in front of `PYTHONPATH`, and set `TRIMTAB_DIAGNOSE` to the folder of the job, as
 ``trimtab diagnose run`` does. Python runs a module of this name when it starts; another one of the same name further
 down the path is run afterwards, as it would have been. Processes that ignore the environment (``python -I``, ``-E``)
 or leave out `site` (``-S``) are not reached; there, ``with tt.diagnose.Probe():`` is the way.
 
-Nothing is imported before the program itself imports `torch.distributed`, and nothing in here may raise.
+Nothing is imported before the program itself imports `torch`, and nothing in here may raise.
 """
 
 import importlib.machinery
@@ -13,7 +13,7 @@ import importlib.util
 import os
 import sys
 
-_TARGET = "torch.distributed.distributed_c10d"
+_TARGET = "torch"  # which imports torch.distributed
 
 
 class _Finder:
@@ -31,32 +31,10 @@ class _Finder:
 
             def exec_module(module):
                 execute(module)
-                _wait_for_torch()
+                _start()
 
             spec.loader.exec_module = exec_module
         return spec
-
-
-def _wait_for_torch():
-    """Start when `torch` itself is whole: it imports the target half-way."""
-    spec = getattr(sys.modules.get("torch"), "__spec__", None)
-    if spec is None or not getattr(spec, "_initializing", False):
-        _start()
-        return
-    # the import system asks for a module's spec again when anybody imports it; the next import of any name is ours
-    sys.meta_path.insert(0, _Later)
-
-
-class _Later:
-    """Starts the probe at the first import of anything after `torch` is whole."""
-
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):  # noqa: ARG003
-        """Find nothing; see whether it is time."""
-        spec = getattr(sys.modules.get("torch"), "__spec__", None)
-        if spec is not None and not getattr(spec, "_initializing", False):
-            sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not cls]
-            _start()
 
 
 def _start():
