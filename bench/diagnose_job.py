@@ -52,7 +52,9 @@ def _all_reduce() -> Callable[[], None]:
 
 
 def _network() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(_WIDTH, _WIDTH), nn.ReLU(), nn.Linear(_WIDTH, _WIDTH), nn.ReLU(), nn.Linear(_WIDTH, 8))
+    return nn.Sequential(
+        nn.Linear(_WIDTH, _WIDTH), nn.ReLU(), nn.Linear(_WIDTH, _WIDTH), nn.ReLU(), nn.Linear(_WIDTH, 8)
+    )
 
 
 def _trained(model: nn.Module) -> Callable[[], None]:
@@ -83,7 +85,7 @@ def _fsdp2() -> Callable[[], None]:
 
 def _pipeline() -> Callable[[], None]:
     rank, last = dist.get_rank(), dist.get_world_size() - 1
-    activations = torch.ones(1 << 14)
+    activations = torch.ones(1 << 16)
 
     def step() -> None:
         for _ in range(2):  # micro-batches, forward

@@ -38,7 +38,7 @@ from trimtab.records import Bar, Metric, Record
 RANKS, SEEDS = (2, 4, 8), (0, 1, 2)
 WORKLOADS = ("all-reduce", "ddp", "fsdp2", "pipeline")
 RESULTS = Path("build/diagnose_matrix")
-_HANG, _LIMIT, _REPEATS, _MIN_SECONDS = 2.0, 30.0, 4, 0.08
+_HANG, _LIMIT, _REPEATS, _MIN_SECONDS = 4.0, 40.0, 4, 0.08
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def play(case: Case, folder: Path, *, verbose: bool = False) -> dict[str, Any]:
 
 def _forked(case: Case, rank: int, folder: Path) -> int:
     """Start one rank: a copy of this process, which has imported PyTorch and started no threads."""
-    import torch  # noqa: F401
+    import torch
     import torch.distributed.fsdp  # noqa: F401
 
     import bench.diagnose_job  # noqa: F401
@@ -171,7 +171,7 @@ def _forked(case: Case, rank: int, folder: Path) -> int:
             os.dup2(log.fileno(), 2)
         _rank(case, rank, folder)
         code = 0
-    except BaseException:  # whatever it is, it ends this copy
+    except BaseException:  # noqa: BLE001 (whatever it is, it ends this copy)
         import traceback
 
         traceback.print_exc()
@@ -193,7 +193,7 @@ def _rank(case: Case, rank: int, folder: Path) -> None:
     rng = random.Random(case.seed)
     fault = None
     if case.fault != "none":
-        at = rng.randrange(100, 150)
+        at = rng.randrange(60, 90)
         seconds = {"slow": 0.25}.get(case.fault, _LIMIT)
         fault = Injection(case.fault, case.rank, at, None, seconds, 1e6)
         happen = fault._happen
@@ -213,7 +213,9 @@ def _rank(case: Case, rank: int, folder: Path) -> None:
         )
         if fault is not None:
             fault.start()
-        train(case.workload, num_steps=150 if case.fault == "none" else 100_000, probe=probe, fault=fault, seed=case.seed)
+        train(
+            case.workload, num_steps=150 if case.fault == "none" else 100_000, probe=probe, fault=fault, seed=case.seed
+        )
 
 
 def _has_ended(pid: int) -> bool:

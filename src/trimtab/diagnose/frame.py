@@ -26,8 +26,8 @@ program, `step` the number that the program last announced; without these two, a
 identical operations looks healthy. 0 stands for unknown in both.
 
 **Frames.** `seq` and `record` (the number of the latest record) are written when an operation is entered, `done` (how
-many have been completed) and `exit` (when the latest was) when one is left. An operation that ended by an error is never
-left, but has the flag `FAILED`.
+many have been completed) and `exit` (when the latest was) when one is left. An operation that ended by an error is
+never left, but has the flag `FAILED`.
 
 Differences from the paper, whose frame has 1,184 bytes and lies in memory that GPU and CPU share: there is a ring of
 the latest operations beside the state, since a hang by different operations is found by looking back; there are no

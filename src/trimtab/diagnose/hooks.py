@@ -212,7 +212,9 @@ class PythonHooks:
             function = getattr(c10d, name, None) or getattr(c10d, _OLD.get(name, ""), None)
             if function is not None:
                 self._undo.append(
-                    replace(function, lambda original, a=(op, place, tensor, parameters): self._collective(original, *a))
+                    replace(
+                        function, lambda original, a=(op, place, tensor, parameters): self._collective(original, *a)
+                    )
                 )
         for name, is_send in (("send", True), ("recv", False)):
             self._undo.append(replace_method(dist.ProcessGroup, name, lambda o, s=is_send: self._point_to_point(o, s)))
@@ -255,9 +257,10 @@ class PythonHooks:
                 if call == 0:
                     call = self._find(key, frame, op, tensor_name, parameters, args, kwargs)
                 number = enter(call) if call is not None else 0
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (the job comes first)
+                result = original(*args, **kwargs)  # which raises, if it is the arguments that are wrong
                 self._give_up(error)
-                return original(*args, **kwargs)
+                return result
             if call is None:
                 return original(*args, **kwargs)
             try:
@@ -388,9 +391,10 @@ class PythonHooks:
                         flags=ASYNC,
                     )  # fmt: skip
                     self._keep(key, call, frame)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (the job comes first)
+                result = original(group, tensors, peer, tag)
                 self._give_up(error)
-                call = None
+                return result
             return self._watched(call, original, group, tensors, peer, tag)
 
         return hooked
@@ -415,7 +419,7 @@ class PythonHooks:
                         num_bytes=sum(t.numel() * t.element_size() for t in tensors),
                         flags=0 if op == "barrier" else ASYNC,
                     )
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (the job comes first)
                 self._give_up(error)
             return self._watched(call, original, group, *args, **kwargs)
 
@@ -498,7 +502,7 @@ class PythonHooks:
                     call = self._reduction(module, sys._getframe(1))
                     if call is not None:
                         entered.append((call, self._writer.enter(call)))
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (the job comes first)
                 self._give_up(error)
                 entered = []
             try:
@@ -546,7 +550,9 @@ def reduce_name(op: Any) -> str:
     return name if isinstance(name, str) else str(op).rpartition(".")[2].strip(">").partition(":")[0]
 
 
-def replace(function: Callable[..., Any], make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:
+def replace(
+    function: Callable[..., Any], make: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Callable[[], None]:
     """Have a function of `torch.distributed` call ``make(original)``; return what undoes it.
 
     Decorated functions keep their identity: what the decorator calls is replaced. Others are replaced by name.

@@ -8,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <memory>
@@ -344,6 +345,13 @@ class ProbedBackend : public Backend {
     pg_desc_ = inner_->getGroupDesc();
   }
 
+  // For another recorder; nothing may be under way.
+  void rearm(RecorderPtr recorder, int communicator) {
+    recorder_ = std::move(recorder);
+    communicator_ = communicator;
+    std::fill(edges_.begin(), edges_.end(), -2);
+  }
+
   WorkPtr broadcast(Tensors& tensors, const c10d::BroadcastOptions& opts) override {
     return seen(kBroadcast, tensors, rank_of(opts.rootRank), -1, opts.asyncOp, [&] { return inner_->broadcast(tensors, opts); });
   }
@@ -606,5 +614,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                         std::vector<int64_t> ranks) -> c10::intrusive_ptr<Backend> {
     return c10::make_intrusive<ProbedBackend>(std::move(inner), std::move(recorder), communicator, std::move(group),
                                               std::move(ranks));
+  });
+  module.def("rearm", [](const c10::intrusive_ptr<Backend>& ours, RecorderPtr recorder, int communicator) {
+    auto *probed = dynamic_cast<ProbedBackend *>(ours.get());
+    TORCH_CHECK(probed != nullptr, "not one of ours");
+    probed->rearm(std::move(recorder), communicator);
   });
 }

@@ -6,10 +6,12 @@ versions of PyTorch and Python, and compiled again for others.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ _TYPES = {
 }  # fmt: skip
 _REDUCE = ("SUM", "AVG", "PRODUCT", "MIN", "MAX", "BAND", "BOR", "BXOR", "PREMUL_SUM")
 _loaded: Any = None
+_wrapped: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+"""Our back end of each process group that has had one."""
 
 
 def build_folder() -> Path:
@@ -56,14 +60,18 @@ def build(*, verbose: bool = False) -> Path:
 
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            cpp_extension.load(
-                name="trimtab_probe",
-                sources=[str(_SOURCE)],
-                extra_cflags=["-O2", "-DUSE_DISTRIBUTED"],
-                build_directory=str(folder),
-                verbose=verbose,
-                is_python_module=False,
-            )
+            with open(folder / "building", "w") as turn:  # one at a time; a lock that ends with its process
+                fcntl.flock(turn, fcntl.LOCK_EX)
+                if not is_built():
+                    (folder / "lock").unlink(missing_ok=True)  # of PyTorch: left behind by one that was killed
+                    cpp_extension.load(
+                        name="trimtab_probe",
+                        sources=[str(_SOURCE)],
+                        extra_cflags=["-O2", "-DUSE_DISTRIBUTED"],
+                        build_directory=str(folder),
+                        verbose=verbose,
+                        is_python_module=False,
+                    )
         except (RuntimeError, OSError) as error:
             raise ImportError(f"the compiled hooks cannot be built: {error}") from error
     return folder
@@ -122,15 +130,18 @@ class NativeHooks:
         inner = group._get_backend(cpu)
         index, ranks = self._places.of(group)
         self._groups[group.group_name] = group
-        ours = self._module.wrap(inner, self._recorder, index, group.group_name, ranks)
+        if group in _wrapped:  # a type of back end cannot be registered twice
+            ours = _wrapped[group]
+            self._module.rearm(ours, self._recorder, index)
+        else:
+            ours = _wrapped[group] = self._module.wrap(inner, self._recorder, index, group.group_name, ranks)
         group._register_backend(cpu, unused, ours)
         kind = _kind_of(inner)
 
         def restore() -> None:
             group._register_backend(cpu, kind, inner)  # which finds the one that is registered under its kind
 
-        if kind is not None:
-            self._undo.append(restore)
+        self._undo.append(restore)
 
     def remove(self) -> None:
         """Put the back ends in their places again; what is under way ends unseen."""
@@ -140,8 +151,9 @@ class NativeHooks:
 
 
 def _kind_of(backend: Any) -> Any:
-    """The type under which a back end is registered; None where that is not known: ours then stays, and is silent."""
-    return getattr(dist.ProcessGroup.BackendType, backend.name().upper(), None)
+    """The type under which a back end is registered."""
+    kinds = dist.ProcessGroup.BackendType
+    return getattr(kinds, backend.name().upper(), kinds.CUSTOM)
 
 
 class _Asked:

@@ -237,7 +237,7 @@ class Probe:
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (the job comes first)
             self._give_up(error)
 
     def _give_up(self, error: BaseException) -> None:
@@ -250,7 +250,7 @@ class Probe:
             self._detach()
             if self._writer is not None:
                 self._writer.close(finished=False, blind=True)
-        except Exception:  # what is left of it does no harm
+        except Exception:  # noqa: BLE001 (what is left of it does no harm)
             self._undo.clear()
 
     def _detach(self) -> None:

@@ -20,7 +20,7 @@ class _Finder:
     """Has a probe started when the target has been imported."""
 
     @classmethod
-    def find_spec(cls, name, path=None, target=None):  # noqa: ARG003 (the protocol of importlib)
+    def find_spec(cls, name, path=None, target=None):
         """Find the target as it would be found without us, and have its loader do more."""
         if name != _TARGET:
             return None
