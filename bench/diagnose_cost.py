@@ -7,13 +7,11 @@ are timed alternately in one process; the cost is their difference.
 
 from __future__ import annotations
 
-import gc
 import tempfile
 import time
-from collections.abc import Callable
+import timeit
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -27,33 +25,34 @@ REQUIRED = {"python": 1.2, "compiled": 0.5}
 _RATE = 1000  # operations a second
 
 
-def operations() -> dict[str, Callable[[], Any]]:
-    """Return what is timed."""
-    x, wide = torch.ones(1024), torch.ones(8 * 1024)
-    parts = [torch.ones(1024) for _ in range(8)]
-    group = dist.group.WORLD
-    total = dist.ReduceOp.SUM
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+OPERATIONS = {
+    "all_reduce": "dist.all_reduce(x)",
+    "all_reduce, options by name": "dist.all_reduce(x, op=total, group=group)",
+    "all_reduce, asynchronous": "dist.all_reduce(x, async_op=True).wait()",
+    "broadcast": "dist.broadcast(x, 0)",
+    "reduce": "dist.reduce(x, 0)",
+    "all_gather": "dist.all_gather(parts, x)",
+    "all_gather_single": "gather(wide, x)",
+    "reduce_scatter_single": "scatter(x, wide)",
+    "all_to_all_single": "dist.all_to_all_single(wide, wide)",
+    "barrier": "dist.barrier()",
+    "send": "dist.send(x, 1)",
+    "recv": "dist.recv(x, 1)",
+}
+"""What is timed: statements, in a loop of their own as in a program."""
 
-    def exchanged() -> None:
-        work = dist.all_reduce(x, async_op=True)
-        if work is not None:
-            work.wait()
 
+def names() -> dict[str, Any]:
+    """Return what the statements use."""
     return {
-        "all_reduce": lambda: dist.all_reduce(x),
-        "all_reduce, options by name": lambda: dist.all_reduce(x, op=total, group=group),
-        "all_reduce, asynchronous": exchanged,
-        "broadcast": lambda: dist.broadcast(x, 0),
-        "reduce": lambda: dist.reduce(x, 0),
-        "all_gather": lambda: dist.all_gather(parts, x),
-        "all_gather_single": lambda: gather(wide, x),
-        "reduce_scatter_single": lambda: scatter(x, wide),
-        "all_to_all_single": lambda: dist.all_to_all_single(wide, wide),
-        "barrier": lambda: dist.barrier(),
-        "send": lambda: dist.send(x, 1),
-        "recv": lambda: dist.recv(x, 1),
+        "dist": dist,
+        "x": torch.ones(1024),
+        "wide": torch.ones(8 * 1024),
+        "parts": [torch.ones(1024) for _ in range(8)],
+        "group": dist.group.WORLD,
+        "total": dist.ReduceOp.SUM,
+        "gather": getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor,
+        "scatter": getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor,
     }
 
 
@@ -67,8 +66,8 @@ def run(options: Options) -> Record:
     bars: list[Bar] = []
     num_calls = NUM_CALLS // 4 if options.quick else NUM_CALLS
     for kind, required in REQUIRED.items():
-        for name, call in operations().items():
-            costs, bare = _cost(call, kind, options.num_rounds, num_calls)
+        for name, statement in OPERATIONS.items():
+            costs, bare = cost(statement, kind, options.num_rounds, num_calls)
             metrics[f"{kind}/{name}"] = metric(costs, "us", f"at most {required} us" if name == "all_reduce" else None)
             metrics.setdefault(f"no probe/{name}", metric(bare, "us"))
         reached = metrics[f"{kind}/all_reduce"].value
@@ -92,32 +91,24 @@ def run(options: Options) -> Record:
     )
 
 
-def _cost(call: Callable[[], Any], kind: Any, num_rounds: int, num_calls: int) -> tuple[list[float], list[float]]:
-    """Microseconds of a call with a probe more than without, and without, for each round."""
+def cost(statement: str, kind: Any, num_rounds: int, num_calls: int) -> tuple[list[float], list[float]]:
+    """Microseconds of a statement with a probe more than without, and without, for each round."""
+    loop = timeit.Timer(statement, globals=names(), timer=time.process_time)
     costs, bare = [], []
     with tempfile.TemporaryDirectory(prefix="trimtab-bench-", dir="/dev/shm") as folder:
         for _ in range(num_rounds):
-            without = _timed(call, num_calls)
+            without = _least(loop, num_calls)
             with Probe(folder, hooks=kind):
-                _timed(call, 200)
-                together = _timed(call, num_calls)
-            bare.append(min(without, _timed(call, num_calls)))
+                loop.timeit(200)
+                together = _least(loop, num_calls)
+            bare.append(min(without, _least(loop, num_calls)))
             costs.append(together - bare[-1])
     return costs, bare
 
 
-def _timed(call: Callable[[], Any], num_calls: int) -> float:
-    gc.disable()
-    try:
-        times = []
-        for _ in range(5):  # what the machine does besides disturbs some of them
-            start = time.process_time()
-            for _ in range(num_calls // 5):
-                call()
-            times.append((time.process_time() - start) / (num_calls // 5) * 1e6)
-    finally:
-        gc.enable()
-    return float(np.min(times))
+def _least(loop: timeit.Timer, num_calls: int) -> float:
+    """Microseconds of a call, of five parts the fastest: what the machine does besides disturbs some of them."""
+    return min(loop.repeat(5, num_calls // 5)) / (num_calls // 5) * 1e6
 
 
 def main() -> None:

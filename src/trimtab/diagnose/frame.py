@@ -48,7 +48,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -197,8 +197,7 @@ def boot_id() -> int:
 # ---- writing
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """An operation as it is entered again and again: what does not change, packed once. From `Writer.prepare`."""
 
     communicator: int
@@ -433,7 +432,7 @@ class Writer:
 
         def enter(call: Call) -> int:
             nonlocal latest, waited
-            communicator = call.communicator
+            communicator, what, num_bytes, signature_and_site, peer = call
             latest = number = next_number()
             seq = seqs[communicator]()
             stamp = number & _LOW
@@ -441,14 +440,14 @@ class Writer:
                 buffer,
                 slots[number & mask],
                 stamp,
-                call.what,
+                what,
                 seq,
                 now(),
                 0,
-                call.num_bytes,
-                call.signature_and_site,
+                num_bytes,
+                signature_and_site,
                 step,
-                call.peer,
+                peer,
                 waited,
                 stamp,
             )
@@ -460,7 +459,7 @@ class Writer:
             time_ns = now()
             if latest - number <= mask:  # else the ring has gone round since, and the place is another's
                 put_one(buffer, slots[number & mask] + 24, time_ns)
-            communicator = call.communicator
+            communicator = call[0]
             put_pair(buffer, frames[communicator] + 24, dones[communicator](), time_ns)
 
         def announce(number: int) -> None:

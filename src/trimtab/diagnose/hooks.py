@@ -185,6 +185,7 @@ class PythonHooks:
         self._undo: list[Callable[[], None]] = []
         self._pending: dict[int, tuple[Call, int, Any]] = {}
         self._calls: dict[Any, Call | None] = {}
+        self._quick: list[dict[Any, Call | None]] = []  # by function
         self._kept: list[Any] = []  # whose addresses stand in keys
         self._prepared: list[Any] = []  # modules of DDP between forward and backward
         self._waits = False
@@ -204,6 +205,7 @@ class PythonHooks:
             self._undo.pop()()
         self._pending.clear()
         self._calls.clear()
+        self._quick.clear()
         self._kept.clear()
 
     def _install(self) -> None:
@@ -234,28 +236,35 @@ class PythonHooks:
     def _collective(
         self, original: Callable[..., Any], op: str, place: int, tensor_name: str, parameters: tuple[str, ...]
     ) -> Callable[..., Any]:
-        calls, getframe, collecting = self._calls, sys._getframe, c10d._world.pg_coalesce_state
+        getframe, collecting = sys._getframe, c10d._world.pg_coalesce_state
+        calls: dict[Any, Call | None] = {}
+        self._quick.append(calls)
         writer = self._writer
         enter, leave = writer.enter, writer.leave
         after = place + 1
-        is_single = place >= 0 and not tensor_name.endswith(("s", "_list"))
 
         def hooked(*args: Any, **kwargs: Any) -> Any:
             if collecting:
                 return original(*args, **kwargs)
             try:
-                frame = getframe(2)  # beyond the decorator
-                if is_single and not kwargs and len(args) == 1:
-                    tensor = args[0]
-                    key = (id(frame.f_code), frame.f_lasti, tensor.dtype, tensor.numel(), op)
-                elif is_single and not kwargs and after < len(args) and args[after].__class__ is not list:
-                    tensor = args[place]
-                    key = (id(frame.f_code), frame.f_lasti, tensor.dtype, tensor.numel(), op, *args[after:])
-                else:
-                    key = None
-                call = calls.get(key, 0) if key is not None else 0
-                if call == 0:
-                    call = self._find(key, frame, op, tensor_name, parameters, args, kwargs)
+                key, frame = None, getframe(2)  # beyond the decorator
+                try:
+                    if place < 0:
+                        key = (id(frame.f_code), frame.f_lasti, *args, *kwargs.values())
+                        call = calls[key]
+                    elif kwargs or len(args) > after:
+                        tensor = args[place]
+                        key = (
+                            id(frame.f_code), frame.f_lasti, tensor.dtype, tensor.numel(),
+                            *args[after:], *kwargs.values(),
+                        )  # fmt: skip
+                        call = calls[key]
+                    else:
+                        tensor = args[place]
+                        key = (id(frame.f_code), frame.f_lasti, tensor.dtype, tensor.numel())
+                        call = calls[key]
+                except (LookupError, AttributeError, TypeError):  # new, or lists of tensors, or tensors by name
+                    call = self._find(calls, key, frame, op, tensor_name, parameters, args, kwargs)
                 number = enter(call) if call is not None else 0
             except Exception as error:  # noqa: BLE001 (the job comes first)
                 result = original(*args, **kwargs)  # which raises, if it is the arguments that are wrong
@@ -278,6 +287,7 @@ class PythonHooks:
 
     def _find(
         self,
+        quick: dict[Any, Call | None],
         key: Any,
         frame: types.FrameType,
         op: str,
@@ -304,13 +314,20 @@ class PythonHooks:
         else:
             call = self._call(op, tensors, sizes, values, caller)
             self._keep(wide, call, caller)
-        if key is not None:
-            self._keep(key, call, caller)
+        try:
+            if key is not None and caller is not None:
+                if len(quick) > _MAX_CACHED:
+                    quick.clear()
+                quick[key] = call
+                self._kept.append(caller.f_code)
+        except TypeError:
+            pass  # lists cannot be kept
         return call
 
     def _keep(self, key: Any, call: Call | None, caller: types.FrameType | None) -> None:
         if len(self._calls) > _MAX_CACHED:
-            self._calls.clear()
+            for calls in (self._calls, *self._quick):
+                calls.clear()
             self._kept.clear()
         self._calls[key] = call
         self._kept.append(caller.f_code if caller else None)
@@ -395,7 +412,7 @@ class PythonHooks:
                 result = original(group, tensors, peer, tag)
                 self._give_up(error)
                 return result
-            return self._watched(call, original, group, tensors, peer, tag)
+            return self._watched(call or None, original, group, tensors, peer, tag)  # pyrefly: ignore
 
         return hooked
 
@@ -571,7 +588,12 @@ def replace(
         for module in (c10d, dist)
         if getattr(module, function.__name__, None) is function
     ]
-    return lambda: [one() for one in undo] and None
+
+    def restore_all() -> None:
+        for one in undo:
+            one()
+
+    return restore_all
 
 
 def replace_method(

@@ -288,7 +288,7 @@ def _nothing(name: str, values: dict[str, Any]) -> Any:
         return None
     future: Any = torch.futures.Future()
     future.set_result([])
-    return _distributed_c10d._create_work_from_future(future)
+    return _distributed_c10d._create_work_from_future(future)  # pyrefly: ignore
 
 
 def _other(name: str, values: dict[str, Any]) -> Any:
