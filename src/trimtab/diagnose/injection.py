@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
 from trimtab.errors import UsageError
@@ -101,10 +101,16 @@ def start_by_environment() -> None:
         from_text(text).start()
 
 
-def renew() -> None:
-    """Have faults come before whatever has been hooked in since they were started."""
-    for one in _active:
-        one.renew()
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """Have faults come before whatever is hooked in inside the ``with`` block."""
+    for one in reversed(_active):
+        one._remove()
+    try:
+        yield
+    finally:
+        for one in _active:
+            one._install()
 
 
 class Injection:
@@ -153,11 +159,6 @@ class Injection:
         self._remove()
         if self.fault == "link" and self.has_happened:
             _pace(_UNLIMITED)
-
-    def renew(self) -> None:
-        """Come before whatever has been hooked in since."""
-        self._remove()
-        self._install()
 
     def step(self) -> None:
         """Say that a step is over, in programs without an optimizer."""

@@ -206,9 +206,9 @@ class Probe:
             writer = self._open(rank, world_size)
         if self._hooks is None:
             self._places = hooks.Places(writer)
-            self._hooks = hooks.attach(writer, self._places, self._kind, self._give_up)
+            with injection.aside():  # faults come before what is recorded
+                self._hooks = hooks.attach(writer, self._places, self._kind, self._give_up)
             writer.step(self._step)  # to compiled hooks, which count for themselves
-            injection.renew()  # faults come before what is recorded
         for group in list(dist.distributed_c10d._world.pg_map):
             self._hooks.watch(group)
 
