@@ -16,12 +16,12 @@ pipelines; steps and call sites show what signatures cannot.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from trimtab.diagnose import divergence, flight
-from trimtab.diagnose.frame import read_folder
+from trimtab.diagnose.frame import RankFile, read_folder
 from trimtab.diagnose.groups import Groups
 from trimtab.diagnose.hang import Waits, hang, waits
 from trimtab.diagnose.slow import Baseline, slow, time_trace
@@ -99,6 +99,22 @@ def diagnose_folder(
         OSError: the folder cannot be read.
     """
     files, notes = read_folder(folder)
+    return diagnose_files(files, notes, limits=limits, hosts=hosts, edges=edges, baseline=baseline)
+
+
+def diagnose_files(
+    files: Sequence[RankFile],
+    notes: Sequence[str] = (),
+    *,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    hosts: Mapping[int, Host] | None = None,
+    edges: np.ndarray | None = None,
+    baseline: Baseline | None = None,
+) -> Verdict:
+    """Return the verdict on the job whose files and notes these are, from `read_folder`.
+
+    For those who look at the hosts between reading and judging (`host.Watcher`).
+    """
     groups, places, more = Groups.of_files(files)
     snapshot = Snapshot.of_files(files, groups, places, notes=[*notes, *more])
     trace = Trace.of_files(files, groups, places)

@@ -26,7 +26,8 @@ program, `step` the number that the program last announced; without these two, a
 identical operations looks healthy. 0 stands for unknown in both.
 
 **Frames.** `seq` and `record` (the number of the latest record) are written when an operation is entered, `done` (how
-many have been completed) and `exit` (when the latest was) when one is left.
+many have been completed) and `exit` (when the latest was) when one is left. An operation that ended by an error is
+never left, but has the flag `FAILED`.
 
 Differences from the paper, whose frame has 1,184 bytes and lies in memory that GPU and CPU share: there is a ring of
 the latest operations beside the state, since a hang by different operations is found by looking back; there are no
@@ -49,7 +50,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -73,7 +74,7 @@ HEADER = np.dtype(
         ("num_communicators", "<u4"),
         ("members_used", "<u4"),
         ("texts_used", "<u4"),
-        ("state", "<u4"),  # 1 running, 2 finished
+        ("state", "<u4"),  # 1 running, 2 finished, 3 blind: the rank goes on, its probe does not
         ("job", "<u8"),  # the same in all files of one job
         ("boot", "<u8"),  # hash of the host's boot id: whose monotonic clock this is; 0 unknown
         ("created", "<u8"),  # monotonic
@@ -82,8 +83,9 @@ HEADER = np.dtype(
         ("waited", "<u8"),  # nanoseconds waited for data
         ("waiting_since", "<u8"),  # monotonic; 0 while not waiting for data
         ("pause_until", "<u8"),  # monotonic: until then the rank has announced to be away; 0 none
+        ("unseen", "<u4"),  # what this rank's hooks cannot see: bits of UNSEEN
         ("host", "S64"),
-        ("spare", "V72"),
+        ("spare", "V68"),
     ]
 )
 FRAME = np.dtype(
@@ -106,7 +108,7 @@ RECORD = np.dtype(
         ("stamp", "<u4"),
         ("communicator", "<u2"),  # which frame of this file
         ("op", "u1"),  # index into OPS
-        ("flags", "u1"),  # ASYNC, AWAITED
+        ("flags", "u1"),  # ASYNC, AWAITED, FAILED
         ("seq", "<u8"),
         ("enter", "<u8"),
         ("exit", "<u8"),
@@ -120,10 +122,18 @@ RECORD = np.dtype(
     ]
 )
 
-RUNNING, FINISHED = 1, 2
+RUNNING, FINISHED, BLIND = 1, 2, 3
 P2P = 1
-ASYNC, AWAITED = 1, 2
-"""Flags of a record: the call returned before the operation was complete; the program waits for it now."""
+ASYNC, AWAITED, FAILED = 1, 2, 4
+"""Flags of a record: the call returned before the operation was complete; the program waits for it now; the operation
+ended by an error, and stays open."""
+UNSEEN = (
+    "operations inside DDP's reducer: all of one backward pass count as one, from its beginning to its end",
+    "functional collectives (DTensor, compiled graphs)",
+    "how long operations on a GPU take: only until they were enqueued",
+)
+"""What hooks may be blind for, by bits of the header's `unseen`."""
+UNSEEN_REDUCER, UNSEEN_FUNCTIONAL, UNSEEN_DEVICE = 1, 2, 4
 NO_PEER = 0xFFFFFFFF
 
 OPS = (
@@ -199,8 +209,7 @@ def boot_id() -> int:
 # ---- writing
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """An operation as it is entered again and again: what does not change, packed once. From `Writer.prepare`."""
 
     communicator: int
@@ -251,7 +260,7 @@ class Writer:
             raise UsageError(f"capacity {capacity}: expected a power of two up to {_MAX_CAPACITY}")
         if not 1 <= max_communicators <= _MAX_COMMUNICATORS:
             raise UsageError(f"max_communicators {max_communicators}: expected 1 to {_MAX_COMMUNICATORS}")
-        self.path = Path(path)
+        self.path, self.rank, self.world_size = Path(path), rank, world_size
         self._layout = _Layout(capacity, max_communicators, members_words, texts_bytes)
         self._header = np.zeros(1, HEADER)
         for name, value in {
@@ -278,7 +287,7 @@ class Writer:
         self._lock = threading.Lock()
         self._seqs: list[Callable[[], int]] = []
         self._dones: list[Callable[[], int]] = []
-        self.enter, self.leave, self.step, self._waited, self._awaited = self._functions()
+        self.enter, self.leave, self.step, self._waited, self._flag = self._functions()
 
     def communicator(self, name: str, members: Sequence[int] | np.ndarray, *, p2p: bool = False) -> int:
         """Make a communicator known, or find it again; return its index, or -1 where the file has no room for it.
@@ -353,7 +362,30 @@ class Writer:
 
     def awaited(self, number: int) -> None:
         """Say that the program now waits for the asynchronous operation with this record number."""
-        self._awaited(number)
+        self._flag(number, AWAITED)
+
+    def failed(self, number: int) -> None:
+        """Say that the operation with this record number ended by an error; do not call `leave` for it."""
+        self._flag(number, FAILED)
+
+    def unseen(self, bits: int) -> None:
+        """Say what this rank's hooks cannot see: bits of `UNSEEN`, added to those that are set."""
+        with self._lock:
+            if (seen := int(self._header["unseen"][0])) | bits != seen:
+                self._put("unseen", seen | bits)
+
+    def hand_over(self, step: Callable[[int], None], waited: Callable[[int], None]) -> dict[str, int]:
+        """Leave `enter` and `leave` to compiled code, which counts for itself, from the first operation on.
+
+        `step` and `waited` are told to it from now on. Returns where things stand in the file.
+        """
+        self.step, self._waited = step, waited
+        return {
+            "ring_at": self._layout.ring_at,
+            "capacity": self._layout.capacity,
+            "frames_at": self._layout.frames_at,
+            "max_communicators": self._layout.max_communicators,
+        }
 
     def restore(self, communicator: int, *, seq: int, record: int, done: int, exit_ns: int) -> None:
         """Set the state of a communicator, for a rank that was simulated or recorded elsewhere. Not for a live one."""
@@ -368,13 +400,22 @@ class Writer:
         self._map[self._layout.ring_at : self._layout.size] = data
         self._put("boot", 0)
 
-    def close(self, *, finished: bool = True) -> None:
-        """Let go of the file. `finished` says that the rank came to its end, which is not a hang."""
+    def progress(self) -> int:
+        """Return a number that changes with every operation that is entered or left."""
+        at = self._layout.frames_at
+        frames = np.frombuffer(self._map[at : at + 64 * len(self._seqs)], FRAME)
+        return int(frames["seq"].sum() + frames["done"].sum())
+
+    def close(self, *, finished: bool = True, blind: bool = False) -> None:
+        """Let go of the file. `finished` says that the rank came to its end, which is not a hang.
+
+        `blind` says that the rank goes on, but nothing is recorded any more. The file stays mapped, for operations
+        that are under way in other threads.
+        """
         if self._map.closed:
             return
-        if finished:
-            self._put("state", FINISHED)
-        self._map.close()
+        if finished or blind:
+            self._put("state", BLIND if blind else FINISHED)
 
     def _put(self, name: str, value: int) -> None:
         self._header[name] = value
@@ -403,7 +444,7 @@ class Writer:
 
         def enter(call: Call) -> int:
             nonlocal latest, waited
-            communicator = call.communicator
+            communicator, what, num_bytes, signature_and_site, peer = call
             latest = number = next_number()
             seq = seqs[communicator]()
             stamp = number & _LOW
@@ -411,14 +452,14 @@ class Writer:
                 buffer,
                 slots[number & mask],
                 stamp,
-                call.what,
+                what,
                 seq,
                 now(),
                 0,
-                call.num_bytes,
-                call.signature_and_site,
+                num_bytes,
+                signature_and_site,
                 step,
-                call.peer,
+                peer,
                 waited,
                 stamp,
             )
@@ -430,7 +471,7 @@ class Writer:
             time_ns = now()
             if latest - number <= mask:  # else the ring has gone round since, and the place is another's
                 put_one(buffer, slots[number & mask] + 24, time_ns)
-            communicator = call.communicator
+            communicator = call[0]
             put_pair(buffer, frames[communicator] + 24, dones[communicator](), time_ns)
 
         def announce(number: int) -> None:
@@ -441,12 +482,12 @@ class Writer:
             nonlocal waited
             waited = min(waited + microseconds, _LOW)
 
-        def awaited(number: int) -> None:
+        def flag(number: int, bits: int) -> None:
             if latest - number <= mask:
                 at = slots[number & mask] + 7
-                buffer[at] |= AWAITED
+                buffer[at] |= bits
 
-        return enter, leave, announce, add_waited, awaited
+        return enter, leave, announce, add_waited, flag
 
 
 # ---- reading
@@ -474,13 +515,19 @@ class RankFile:
     job: int
     boot: int
     host: str
+    created: float
+    """Seconds on the clock of the rank's host."""
     created_unix: int
     finished: bool
+    blind: bool
+    """The rank goes on, but records nothing any more."""
     lost: int
     waited: float
     """Seconds waited for data."""
     waiting_since: int
     pause_until: int
+    unseen: int
+    """Bits of `UNSEEN`."""
     capacity: int
     frames: np.ndarray
     """`FRAME` of each communicator."""
@@ -598,12 +645,15 @@ def read(path: str | os.PathLike[str]) -> RankFile:
         job=header["job"],
         boot=header["boot"],
         host=header["host"].rstrip(b"\0").decode(errors="replace"),
+        created=header["created"] / 1e9,
         created_unix=header["created_unix"],
         finished=header["state"] == FINISHED,
+        blind=header["state"] == BLIND,
         lost=header["lost"],
         waited=header["waited"] / 1e9,
         waiting_since=header["waiting_since"],
         pause_until=header["pause_until"],
+        unseen=header["unseen"],
         capacity=layout.capacity,
         frames=frames,
         latest=np.frombuffer(b"".join(latest), RECORD),
@@ -706,7 +756,7 @@ def _checked_layout(path: Path, numbers: dict[str, Any], size: int) -> _Layout:
         "members_used": (0, numbers["members_words"]),
         "texts_bytes": (0, _MAX_TEXTS),
         "texts_used": (0, numbers["texts_bytes"]),
-        "state": (RUNNING, FINISHED),
+        "state": (RUNNING, BLIND),
     }
     for name, (low, high) in limits.items():
         if not low <= numbers[name] <= high:

@@ -288,7 +288,7 @@ def _late_ranks(trace: Trace, timing: Timing, limits: Limits, excess: np.ndarray
     lost = np.bincount(timing.communicator, timing.most - timing.least, len(trace.groups.names))
     worst = np.zeros(trace.groups.num_ranks)
     np.maximum.at(worst, trace.groups.ranks, lost[trace.groups.communicator])
-    is_slow = timing.most > limits.times * timing.base
+    is_slow = timing.most > _slow_from(timing, limits)
     num_slow = np.bincount(timing.communicator[is_slow], minlength=len(trace.groups.names))
     slow_ops = np.zeros(trace.groups.num_ranks)
     np.maximum.at(slow_ops, trace.groups.ranks, num_slow[trace.groups.communicator])
@@ -298,9 +298,11 @@ def _late_ranks(trace: Trace, timing: Timing, limits: Limits, excess: np.ndarray
 def _transfers(trace: Trace, timing: Timing, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
     """For each communicator the seconds that its transfers took more than usual in the window, and which are slow."""
     num = len(trace.groups.names)
-    more = np.bincount(timing.communicator, np.maximum(timing.least - timing.base, 0), num)
     counts = np.bincount(timing.communicator, minlength=num)
-    slow_counts = np.bincount(timing.communicator[timing.least > limits.times * timing.base], minlength=num)
+    is_long = timing.least > _slow_from(timing, limits)
+    excess = np.where(timing.least - timing.base > limits.min_seconds, timing.least - timing.base, 0)
+    more = np.bincount(timing.communicator, np.maximum(excess, 0), num)
+    slow_counts = np.bincount(timing.communicator[is_long], minlength=num)
     is_slow = (more >= limits.share * timing.window) & (slow_counts * 2 > counts) & (counts >= 2)
     return more, np.flatnonzero(is_slow)
 
@@ -362,7 +364,7 @@ def _votes(
     mine = np.zeros(len(groups.names), bool)
     mine[groups.communicator[np.isin(groups.ranks, ranks)]] = True
     symmetric = np.isin(timing.kind >> 8, list(SYMMETRIC))
-    chosen = symmetric & mine[timing.communicator] & (timing.most > limits.times * timing.base)
+    chosen = symmetric & mine[timing.communicator] & (timing.most > _slow_from(timing, limits))
     if not chosen.any():
         return 1.0, [], {}
     c, lost = timing.communicator[chosen], (timing.most - timing.least)[chosen]
@@ -393,6 +395,11 @@ def _costliest(timing: Timing, late: np.ndarray | None, slow_groups: np.ndarray)
     if not chosen.any():
         return None
     return int(np.argmax(np.bincount(timing.communicator[chosen], (timing.most - timing.least)[chosen])))
+
+
+def _slow_from(timing: Timing, limits: Limits) -> np.ndarray:
+    """From how many seconds on each operation is slow."""
+    return np.maximum(limits.times * timing.base, timing.base + limits.min_seconds)
 
 
 def _lower_median(values: np.ndarray) -> float:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trimtab.diagnose.frame import ASYNC, AWAITED, FRAME, RECORD, RankFile, boot_id, read_folder, texts_in
+from trimtab.diagnose.frame import ASYNC, AWAITED, FRAME, RECORD, UNSEEN, RankFile, boot_id, read_folder, texts_in
 from trimtab.diagnose.groups import Groups
+from trimtab.diagnose.verdict import ranks_in_words
 
 
 @dataclass
@@ -128,5 +129,20 @@ class Snapshot:
         more = list(notes)
         if num_foreign:
             more.append(f"the clock of {num_foreign} ranks cannot be read here: how long they wait is not known")
+        if blind := [file.rank for file in files if file.blind]:
+            state._follow(blind)
+            more.append(f"what {ranks_in_words(blind)} did since the probe there gave up")
+        for bit, what in enumerate(UNSEEN):
+            if blind := [file.rank for file in files if file.unseen >> bit & 1]:
+                more.append(f"{what} ({ranks_in_words(blind)})")
         state.texts, state.where, state.notes = texts, where, more
         return state
+
+    def _follow(self, ranks: Sequence[int]) -> None:
+        """Take ranks of which nothing is known any more to go along with the others."""
+        c = self.groups.communicator
+        front = np.zeros(len(self.groups.names), np.int64)
+        np.maximum.at(front, c, self.seq)
+        theirs = np.isin(self.groups.ranks, ranks)
+        self.seq[theirs] = self.done[theirs] = front[c[theirs]]
+        self.signature[theirs] = self.site[theirs] = self.step[theirs] = 0

@@ -1,0 +1,327 @@
+"""CCL-D on real faults: gloo ranks that hang, fail or slow down on purpose, and what the verdict says of it.
+
+Nine kinds of faults, on 2, 4 and 8 ranks, in a loop of all-reduces, DDP, FSDP2 and a pipeline of sends and receives,
+three seeds each; and jobs without a fault beside a process that takes the processor away. A verdict is asked for twice
+a second from outside of the job, as `trimtab diagnose watch` does; the first that is not healthy counts. It is right
+when the kind and the exact set of ranks are; the only link between two ranks is the fault of both.
+
+Ranks are forked from a process that has imported PyTorch, talk over the loopback, and end after a few seconds.
+
+    python -m bench.diagnose_matrix run --limit 20     # what is missing, resumable
+    python -m bench.diagnose_matrix                    # the record
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+from bench import harness
+from bench.harness import exact
+from bench.jobs import ProcessJob, run_missing
+from trimtab.diagnose.injection import TRUTH
+from trimtab.records import Bar, Metric, Record
+
+RANKS, SEEDS = (2, 4, 8), (0, 1, 2)
+WORKLOADS = ("all-reduce", "ddp", "fsdp2", "pipeline")
+RESULTS = Path("build/diagnose_matrix")
+_HANG, _LIMIT, _REPEATS, _MIN_SECONDS = 4.0, 40.0, 4, 0.08
+
+
+@dataclass(frozen=True)
+class Case(ProcessJob):
+    """One job with one fault; `fault` "none" has none."""
+
+    fault: str
+    workload: str
+    num_ranks: int
+    seed: int
+    hooks: str = "compiled"
+    module: ClassVar[str] = "bench.diagnose_matrix"
+
+    @property
+    def path(self) -> Path:
+        """Where the verdict is kept."""
+        name = f"{self.fault}-{self.workload}-{self.num_ranks}-{self.seed}-{self.hooks}"
+        return RESULTS / f"{name}.json"
+
+    @property
+    def depends_on(self) -> dict[str, Any]:
+        """All of it."""
+        return asdict(self)
+
+    @property
+    def arguments(self) -> list[str]:
+        """As `_one` reads them."""
+        return ["case", self.fault, self.workload, str(self.num_ranks), str(self.seed), self.hooks]
+
+    @property
+    def rank(self) -> int:
+        """The rank with the fault."""
+        return zlib.crc32(repr(self).encode()) % self.num_ranks
+
+    @property
+    def truth(self) -> tuple[str, tuple[int, ...]]:
+        """The kind and the ranks that a verdict must have."""
+        if self.fault == "none":
+            return "healthy", ()
+        if self.fault == "link":
+            last = self.num_ranks - 1
+            if self.num_ranks == 2 or (self.workload == "pipeline" and self.rank == 0):
+                return "S2", (0, 1)
+            if self.workload == "pipeline" and self.rank == last:
+                return "S2", (last - 1, last)
+        return TRUTH[self.fault], (self.rank,)
+
+
+def cases(hooks: str = "compiled") -> Iterator[Case]:
+    """All jobs."""
+    for seed in SEEDS:
+        for num_ranks in RANKS:
+            for workload in WORKLOADS:
+                for fault in (*TRUTH, "none"):
+                    yield Case(fault, workload, num_ranks, seed, hooks)
+
+
+def play(case: Case, folder: Path, *, verbose: bool = False) -> dict[str, Any]:
+    """Run a job, watch it, and return the first verdict that is not healthy, or the last."""
+    from trimtab.diagnose import Baseline, Limits, Watcher, diagnose_files
+    from trimtab.diagnose.frame import read_folder
+    from trimtab.diagnose.simulate import Job
+    from trimtab.errors import FormatError
+
+    frames = folder / "frames"
+    Job(data=2).run(num_steps=20).verdict()  # whatever is compiled or loaded at first use
+    children = [_forked(case, rank, folder) for rank in range(case.num_ranks)]
+    noise = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"])] if case.fault == "none" else []
+    limits = Limits(hang_seconds=_HANG, window_seconds=3.0, share=0.1, min_seconds=_MIN_SECONDS)
+    watcher, baseline, begun, begun_fault = Watcher(), Baseline(), time.monotonic(), None
+    found: dict[str, Any] = {}
+    last, num_alike = "healthy", 0
+    try:
+        while time.monotonic() - begun < _LIMIT:
+            time.sleep(0.5)
+            try:
+                files, notes = read_folder(frames)
+            except (FormatError, OSError):
+                continue
+            hosts, edges = watcher.look(files)
+            started = folder / "fault"
+            if begun_fault is None and started.exists():
+                begun_fault = time.monotonic()
+            start = time.perf_counter()
+            verdict = diagnose_files(files, notes, limits=limits, hosts=hosts, edges=edges, baseline=baseline)
+            num_alike = num_alike + 1 if verdict.kind == last else 1
+            last = verdict.kind
+            found = {
+                "kind": verdict.kind,
+                "ranks": list(verdict.ranks),
+                "confidence": verdict.confidence,
+                "summary": verdict.summary,
+                "evidence": list(verdict.evidence),
+                "not_seen": list(verdict.not_seen),
+                "locate_ms": round(1e3 * (time.perf_counter() - start), 2),
+                "seconds_after_fault": None if begun_fault is None else round(time.monotonic() - begun_fault, 2),
+            }
+            if verbose:
+                print(f"{time.monotonic() - begun:5.1f} s {verdict!r}", flush=True)
+            if verdict.kind[0] == "H" or (verdict.kind[0] == "S" and num_alike >= _REPEATS):
+                if begun_fault is None and case.fault != "none":
+                    found["false_alarm"] = True
+                break
+            if not children or all(_has_ended(pid) for pid in children):
+                break
+    finally:
+        for one in noise:
+            one.kill()
+            one.wait()
+        for pid in children:
+            _end(pid)
+    return {**found, "truth": case.truth[0], "true_ranks": list(case.truth[1]), "rank": case.rank}
+
+
+def _forked(case: Case, rank: int, folder: Path) -> int:
+    """Start one rank: a copy of this process, which has imported PyTorch and started no threads."""
+    import torch
+    import torch.distributed.fsdp  # noqa: F401
+
+    import bench.diagnose_job  # noqa: F401
+
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(case.num_ranks), "GLOO_SOCKET_IFNAME": "lo"}
+        with open(folder / f"log-{rank}", "w") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        _rank(case, rank, folder)
+        code = 0
+    except BaseException:  # noqa: BLE001 (whatever it is, it ends this copy)
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _rank(case: Case, rank: int, folder: Path) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from bench.diagnose_job import train
+    from trimtab.diagnose import Probe
+    from trimtab.diagnose.injection import Injection
+
+    torch.set_num_threads(1)
+    rng = random.Random(case.seed)
+    fault = None
+    if case.fault != "none":
+        at = rng.randrange(60, 90)
+        seconds = {"slow": 0.25}.get(case.fault, _LIMIT)
+        fault = Injection(case.fault, case.rank, at, None, seconds, 1e6)
+        happen = fault._happen
+
+        def noted() -> None:
+            (folder / "fault").touch()
+            happen()
+
+        fault._happen = noted  # the time counts from here
+    with Probe(folder / "frames", hooks=case.hooks) as probe:  # pyrefly: ignore
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/meeting",
+            rank=rank,
+            world_size=case.num_ranks,
+            timeout=timedelta(seconds=_LIMIT + 5),
+        )
+        if fault is not None:
+            fault.start()
+        train(
+            case.workload, num_steps=150 if case.fault == "none" else 100_000, probe=probe, fault=fault, seed=case.seed
+        )
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def _end(pid: int) -> None:
+    for number in (signal.SIGCONT, signal.SIGKILL):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        return
+
+
+def is_right(result: dict[str, Any]) -> bool:
+    """Whether a verdict has the kind and exactly the ranks of the fault."""
+    return not result.get("false_alarm") and (result.get("kind"), result.get("ranks")) == (
+        result["truth"], result["true_ranks"],
+    )  # fmt: skip
+
+
+def record(command: str, name: str, hooks: str) -> Record:
+    """Return the record of all results that are there."""
+    found = [(case, case.found()) for case in cases(hooks)]
+    done = [(case, result) for case, result in found if result is not None]
+    metrics: dict[str, Metric] = {}
+    faults = [(case, result) for case, result in done if case.fault != "none"]
+    quiet = [(case, result) for case, result in done if case.fault == "none"]
+    metrics["all/jobs"] = exact(len(faults), "jobs")
+    metrics["all/right"] = exact(sum(is_right(result) for _, result in faults), "jobs")
+    metrics["healthy/jobs"] = exact(len(quiet), "jobs")
+    metrics["healthy/false alarms"] = exact(sum(result.get("kind") != "healthy" for _, result in quiet), "jobs")
+    for kind in TRUTH:
+        for workload in WORKLOADS:
+            some = [result for case, result in faults if (case.fault, case.workload) == (kind, workload)]
+            if some:
+                metrics[f"{kind}/{workload}/jobs"] = exact(len(some), "jobs")
+                metrics[f"{kind}/{workload}/right"] = exact(sum(map(is_right, some)), "jobs")
+    times = [result["seconds_after_fault"] for _, result in faults if is_right(result)]
+    if times:
+        metrics["all/seconds from fault to verdict"] = harness.metric([t for t in times if t is not None], "s")
+        metrics["all/verdict"] = harness.metric([result["locate_ms"] for _, result in faults], "ms")
+    share = metrics["all/right"].value / max(len(faults), 1)
+    bars = [
+        Bar(name="right kind and exact ranks", required=">= 0.99", reached=share, passed=share >= 0.99),
+        Bar(
+            name="false alarms under CPU noise",
+            required="0",
+            reached=metrics["healthy/false alarms"].value,
+            passed=not metrics["healthy/false alarms"].value,
+        ),
+    ]
+    return Record.new(
+        name,
+        command=command,
+        packages=("torch",),
+        data={
+            "ranks": list(RANKS), "seeds": list(SEEDS), "workloads": list(WORKLOADS), "hooks": hooks,
+            "missing": len(found) - len(done),
+            "wrong": [f"{case.path.stem}: {r.get('kind')} {r.get('ranks')}" for case, r in faults if not is_right(r)],
+        },
+        inference={
+            "hang_seconds": _HANG, "looks_a_second": 2, "looks_in_a_row_that_call_it_slow": _REPEATS,
+            "min_seconds": _MIN_SECONDS,
+        },
+        metrics=metrics,
+        bars=bars,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Run jobs, one job, or write the record."""
+    parser = argparse.ArgumentParser(prog="python -m bench.diagnose_matrix", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("record", "run", "case"), default="record")
+    parser.add_argument("case", nargs="*", help="of one case: fault, workload, ranks, seed, hooks")
+    parser.add_argument("--limit", type=int, help="how many missing jobs to run at most")
+    parser.add_argument("--hooks", default="compiled", choices=("compiled", "python"))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.what == "run":
+        run_missing(list(cases(options.hooks)), options.limit)
+    elif options.what == "case":
+        fault, workload, num_ranks, seed, hooks = options.case
+        with tempfile.TemporaryDirectory(prefix="trimtab-diagnose-", dir="/dev/shm") as folder:
+            case = Case(fault, workload, int(num_ranks), int(seed), hooks)
+            result = play(case, Path(folder), verbose=options.out is None)
+            if options.out is None:
+                for rank in range(case.num_ranks):
+                    text = (Path(folder) / f"log-{rank}").read_text()[-1500:]
+                    print(f"--- rank {rank}\n{text}" if text else f"--- rank {rank}: silent")
+        if options.out:
+            options.out.write_text(json.dumps(result))
+        else:
+            print(json.dumps(result, indent=1))
+    else:
+        name = "diagnose_matrix" if options.hooks == "compiled" else "diagnose_matrix_python"
+        found = record(f"python -m bench.diagnose_matrix --hooks {options.hooks}", name, options.hooks)
+        print(found.save(options.out or harness.results_folder() / f"{name}.json"))
+
+
+if __name__ == "__main__":
+    main()
