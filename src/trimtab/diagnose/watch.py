@@ -12,6 +12,7 @@ import numpy as np
 
 from trimtab.diagnose.analyze import hang_limit
 from trimtab.diagnose.frame import RankFile, boot_id
+from trimtab.diagnose.host import Watcher
 from trimtab.diagnose.look import Look
 from trimtab.diagnose.report import OVER
 from trimtab.diagnose.slow import Baseline
@@ -37,7 +38,7 @@ class View:
 
 
 def gone(files: Sequence[RankFile]) -> tuple[dict[int, Host], None]:
-    """Return the ranks of this host that have not finished and whose processes are gone: the least of observers."""
+    """Return the ranks of this host that have not finished and whose processes are gone."""
     here, hosts = boot_id(), {}
     for file in files:
         if here and file.boot == here and not file.finished and not _is_alive(file.pid):
@@ -49,7 +50,8 @@ class Watch:
     """Watches the folder of a job. The time that it spends on reading rings stays below a fifth.
 
     Between two readings of rings, a hang is seen from the states alone (and then looked into with the rings), and what
-    was found of slowness stands. With `confirm`, slowness counts only if two readings in a row find the same kind: a
+    was found of slowness stands. What this host says about processes and connections is taken in (`host.Watcher`), if
+    `observe` does not say it. With `confirm`, slowness counts only if two readings in a row find the same kind: a
     job that begins, or one that was held up for a moment, is not called slow.
     """
 
@@ -58,12 +60,12 @@ class Watch:
         folder: str | os.PathLike[str],
         *,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
-        observe: Observer = gone,
+        observe: Observer | None = None,
         confirm: bool = True,
     ) -> None:
         self.folder = folder
         self._limits = limits
-        self._observe = observe
+        self._observe = observe or Watcher().look
         self._confirm = confirm
         self._baseline = Baseline()
         self._suspected = ""
