@@ -223,7 +223,9 @@ class TestRun:
         out, err = process.communicate(timeout=60)
         assert process.returncode == 5
         assert json.loads(out)["verdict"] is None
-        assert err.splitlines()[1:] == ["x", "trimtab: no rank kept a file: " + NO_FILE]
+        *said, last = err.splitlines()
+        assert "x" in said and len(said) == 2
+        assert last == "trimtab: no rank kept a file: " + NO_FILE
 
     @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks into /proc to see when the job has begun")
     def test_signals_go_to_the_job(self, start, tmp_path):

@@ -279,11 +279,9 @@ def run(
     if not command:
         raise UsageError("there is no COMMAND; put it behind --, as in: trimtab diagnose run -- torchrun train.py")
     folder = new_folder() if folder is None else folder
-    job = Launched(command, folder, stdout=sys.stderr if as_json else None)
-    say(f"the files of the job are in {folder}; look at them with: trimtab diagnose report {folder}")
-    watching = _watching(folder, hang_seconds)
-    with job.passing_signals():
-        status, view = _follow(job, watching, interval, timeout)
+    with Launched(command, folder, stdout=sys.stderr if as_json else None) as job:
+        say(f"the files of the job are in {folder}; look at them with: trimtab diagnose report {folder}")
+        status, view = _follow(job, _watching(folder, hang_seconds), interval, timeout)
     if as_json:
         from trimtab.diagnose.report import report
 

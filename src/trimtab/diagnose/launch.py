@@ -12,10 +12,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 from trimtab.errors import UsageError
 
@@ -42,7 +42,9 @@ def environment(folder: Path, given: Mapping[str, str] | None = None) -> dict[st
 
 
 class Launched:
-    """A running job, in a process group of its own; signals that reach this process are passed on to it.
+    """A job in a process group of its own, which runs from the beginning of a ``with`` block on.
+
+    Inside the block, signals that reach this process are passed on to the job, from before it starts.
 
     Raises:
         UsageError: the command cannot be run, or the folder holds files of another job.
@@ -51,20 +53,47 @@ class Launched:
     def __init__(self, command: Sequence[str], folder: Path, *, stdout: IO | None = None) -> None:
         self.was_signalled = False
         """Whether a signal was sent to it."""
+        self._command, self._folder, self._stdout = command, folder, stdout
+        self._process: subprocess.Popen | None = None
+        self._early: list[int] = []
+        self._handlers: dict[int, Any] = {}
         folder.mkdir(parents=True, exist_ok=True)
         if next(folder.glob("rank-*.frame"), None) is not None:
             raise UsageError(f"{folder} has the files of another job; choose another folder, or an empty one")
+
+    def __enter__(self) -> Launched:
+        numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+        self._handlers = {number: signal.signal(number, self._pass_on) for number in numbers}
+        try:
+            self._process = self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        for number in self._early:
+            self.send(number)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _start(self) -> subprocess.Popen:
         # a group in the background that reads a terminal would be stopped
         stdin = subprocess.DEVNULL if sys.stdin is not None and sys.stdin.isatty() else None
         try:
-            self._process = subprocess.Popen(
-                command, env=environment(folder), stdin=stdin, stdout=stdout, process_group=0
+            return subprocess.Popen(
+                self._command, env=environment(self._folder), stdin=stdin, stdout=self._stdout, process_group=0
             )
         except OSError as error:
-            raise UsageError(f"{command[0]} cannot be run: {error.strerror or error}") from None
+            raise UsageError(f"{self._command[0]} cannot be run: {error.strerror or error}") from None
+
+    def _pass_on(self, number: int, _: FrameType | None) -> None:
+        self.send(number)
 
     def wait(self, seconds: float) -> int | None:
         """Wait for at most so long for the end; return its exit status as a shell tells it, None while it runs."""
+        assert self._process is not None
         try:
             status = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -74,6 +103,9 @@ class Launched:
     def send(self, number: int) -> None:
         """Send a signal to the job."""
         self.was_signalled = True
+        if self._process is None:
+            self._early.append(number)
+            return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
@@ -82,19 +114,4 @@ class Launched:
         self.send(signal.SIGTERM)
         if self.wait(_PATIENCE) is None:
             self.send(signal.SIGKILL)
-            self._process.wait()
-
-    @contextlib.contextmanager
-    def passing_signals(self) -> Iterator[None]:
-        """Pass on signals to the job inside the ``with`` block, instead of following them."""
-
-        def pass_on(number: int, _: FrameType | None) -> None:
-            self.send(number)
-
-        numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
-        before = {number: signal.signal(number, pass_on) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            self.wait(_PATIENCE)
