@@ -1,4 +1,4 @@
-"""Tables of `bench.diagnose_faults` and `bench.diagnose_scale`."""
+"""Tables of `bench.diagnose_faults`, `bench.diagnose_scale` and `bench.diagnose_peers`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,29 @@ def faults_table(record: Record) -> str:
             f"{record.data['jitter']:.0%}; a verdict is right when it names the one faulty rank and no other.",
             markdown(["", "right kind", "rank named", "false alarms", "verdict, CPU"], rows),
             "\n".join(f"- {kind}: {text}" for kind, text in record.data.items() if isinstance(text, str)),
+        ]
+    )
+
+
+def peers_table(record: Record) -> str:
+    """Return what CCL-D and PyTorch's analyzer find in the same dumps, a row a kind of fault."""
+    metrics, data = record.metrics, record.data
+    rows = []
+    for kind in dict.fromkeys(key.split("/")[0] for key in metrics if key.endswith("/jobs")):
+        jobs = f"{metrics[f'{kind}/jobs'].value:.0f}"
+        named, false = "ours named", "ours false alarms"
+        found = [metrics.get(f"{kind}/{what}") for what in (named, named.replace("ours", "peer"))]
+        alarms = [metrics.get(f"{kind}/{what}") for what in (false, false.replace("ours", "peer"))]
+        crashed = f"{metrics[f'{kind}/peer crashed'].value:.0f}"
+        rows.append([kind, jobs, *("-" if m is None else f"{m.value:.0f}" for m in (*found, *alarms)), crashed])
+    ours, peer = (metrics[f"faults/{who} named, share"].value for who in ("ours", "peer"))
+    heads = ["", "jobs", "ours: rank alone named", "fr_trace: rank alone named", "ours: false alarms"]
+    return "\n\n".join(
+        [
+            f"The same dumps given to both: {data['dumps']}. The faulty rank alone is named in {ours:.0%} of the "
+            f"simulated faults by ours, in {peer:.0%} by `{data['peer']}`. Rows that begin with gloo are real jobs "
+            f"({data['gloo']}).",
+            markdown([*heads, "fr_trace: false alarms", "fr_trace: crashed"], rows),
         ]
     )
 
