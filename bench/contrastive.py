@@ -59,7 +59,9 @@ def run(regimes: Sequence[str], options: Options) -> Record:
             "curves": curves,
         },
         architecture={"num_parameters": next(iter(found.values()))[0]["num_parameters"]},
-        encoding={"contenders": NOTES},
+        encoding={
+            "contenders": {way: note for way, note in NOTES.items() if any(way in own for own in chosen.values())}
+        },
         optimization={"settings": chosen, "tried": SETTINGS, "recall_of_tried": tried},
         inference={"num_threads": 1, "clock": "CPU seconds of the process"},
         metrics=metrics,
