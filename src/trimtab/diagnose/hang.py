@@ -214,14 +214,14 @@ def _not_entered(
         else:
             evidence.append(f"rank {rank} has entered nothing there yet")
     if roots.size < np.unique(groups.ranks[found.missing]).size:
-        evidence.append(f"{waiting} ranks wait, directly or through others; {ranks_in_words(named)} waits for nobody")
+        evidence.append(f"{_wait(waiting)}, directly or through others; {ranks_in_words(named)} waits for nobody")
     evidence += _about(snapshot, hosts, tuple(named.tolist()))
     why = _cause(snapshot, hosts, named)
     return Verdict(
         kind="H1",
         ranks=tuple(named.tolist()),
         confidence=confidence,
-        summary=f"{ranks_in_words(named)} did not enter operation {seq} of {name!r}{why}; {waiting} ranks wait",
+        summary=f"{ranks_in_words(named)} did not enter operation {seq} of {name!r}{why}; {_wait(waiting)}",
         communicator=name,
         seq=seq,
         sets={"inside": tuple(inside.tolist()), "missing": tuple(missing.tolist())},
@@ -393,3 +393,7 @@ def _for(seconds: float) -> str:
 
 def _seconds(seconds: float) -> dict[str, float]:
     return {} if np.isnan(seconds) else {"waiting_seconds": round(float(seconds), 3)}
+
+
+def _wait(num: int) -> str:
+    return f"{num} ranks wait" if num != 1 else "1 rank waits"

@@ -317,10 +317,11 @@ def _links(
     in_slow = np.isin(timing.communicator, slow_groups)
     times = np.median(timing.least[in_slow] / np.maximum(timing.base[in_slow], 1e-12))
     names = ", ".join(repr(groups.names[c]) for c in slow_groups[:4])
-    words = [
-        f"in {slow_groups.size} communicators ({names}{', ...' if slow_groups.size > 4 else ''}) even the last to come"
-        f" is inside for {times:.1f} times the usual time"
-    ]
+    names += ", ..." if slow_groups.size > 4 else ""
+    where = (
+        f"in 1 communicator ({names})" if slow_groups.size == 1 else f"in {slow_groups.size} communicators ({names})"
+    )
+    words = [f"{where} even the last to come is inside for {times:.1f} times the usual time"]
     if edges is not None and edges.size:
         ranks, why = slow_ranks(edges)
         if ranks:
