@@ -173,23 +173,17 @@ def unshuffle(itemsize: int, data: memoryview, _most: int) -> Any:
 
 
 def fletcher32(data: memoryview, _most: int) -> memoryview:
-    """Check and remove HDF5's checksum.
-
-    Raises:
-        Truncated: there is none.
-        Corrupt: it does not match.
-    """
-    if len(data) < 4:
-        raise Truncated(f"the chunk has {len(data)} bytes, fewer than its checksum")
-    body, stored = data[:-4], int.from_bytes(data[-4:], "little")
-    found = int(kernels.load("fletcher").checksum(np.frombuffer(body, np.uint8)))
-    if found != stored:
-        raise Corrupt(f"the checksum is {found:08x}, and {stored:08x} is stored")
-    return body
+    """Check and remove HDF5's checksum; raises as `_checked` does."""
+    return _checked(data, lambda body: int(kernels.load("fletcher").checksum(np.frombuffer(body, np.uint8))))
 
 
 def crc32c(data: memoryview, _most: int) -> memoryview:
-    """Check and remove Zarr's checksum.
+    """Check and remove Zarr's checksum; raises as `_checked` does."""
+    return _checked(data, lambda body: importlib.import_module("google_crc32c").value(bytes(body)))
+
+
+def _checked(data: memoryview, checksum: Callable[[memoryview], int]) -> memoryview:
+    """Return the data without the checksum of four bytes behind it.
 
     Raises:
         Truncated: there is none.
@@ -198,7 +192,7 @@ def crc32c(data: memoryview, _most: int) -> memoryview:
     if len(data) < 4:
         raise Truncated(f"the chunk has {len(data)} bytes, fewer than its checksum")
     body, stored = data[:-4], int.from_bytes(data[-4:], "little")
-    found = importlib.import_module("google_crc32c").value(bytes(body))
+    found = checksum(body)
     if found != stored:
         raise Corrupt(f"the checksum is {found:08x}, and {stored:08x} is stored")
     return body

@@ -525,10 +525,7 @@ class ProbedBackend : public Backend {
   }
 
   template <typename F>
-  WorkPtr watched(uint64_t number, bool is_async, F call) {
-    if (!number) {
-      return call();
-    }
+  WorkPtr called(uint64_t number, int communicator, F call) {
     WorkPtr work;
     try {
       work = call();
@@ -537,7 +534,18 @@ class ProbedBackend : public Backend {
       throw;
     }
     if (!work) {
-      recorder_->leave(communicator_, number);
+      recorder_->leave(communicator, number);
+    }
+    return work;
+  }
+
+  template <typename F>
+  WorkPtr watched(uint64_t number, bool is_async, F call) {
+    if (!number) {
+      return call();
+    }
+    WorkPtr work = called(number, communicator_, call);
+    if (!work) {
       return work;
     }
     c10::intrusive_ptr<c10::ivalue::Future> future;
@@ -578,15 +586,8 @@ class ProbedBackend : public Backend {
     if (!number) {
       return call();
     }
-    WorkPtr work;
-    try {
-      work = call();
-    } catch (...) {
-      recorder_->flag(number, kFailed);
-      throw;
-    }
+    WorkPtr work = called(number, edge, call);
     if (!work) {
-      recorder_->leave(edge, number);
       return work;
     }
     return c10::make_intrusive<WatchedWork>(work, recorder_, edge, number, true);
