@@ -45,7 +45,7 @@ def probe(side: int, defocus: float = 1.5) -> np.ndarray:
 
 
 def smooth_field(rng: np.random.Generator, side: int, scale: float) -> np.ndarray:
-    """Return a periodic Gaussian random field [side, side] of zero mean and unit variance, smooth over `scale` pixels."""
+    """Return a periodic Gaussian random field [side, side], mean 0 and variance 1, smooth over `scale` pixels."""
     k = 2 * np.pi * np.fft.fftfreq(side)
     noise = np.fft.fft2(rng.standard_normal((side, side)))
     noise *= np.exp(-0.5 * scale**2 * (k[:, None] ** 2 + k**2))

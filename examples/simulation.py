@@ -39,9 +39,9 @@ def write(
         chunk: Samples a chunk of the file; without it, rows lie one behind the other.
 
     Raises:
-        ValueError: a count is less than 1, or a chunk.
+        ValueError: a count or a chunk is less than 1.
     """
-    if min(*counts.values(), chunk or 1) < 1:
+    if min(*counts.values(), 1 if chunk is None else chunk) < 1:
         raise ValueError(f"at least one sample of each kind, and of a chunk, is needed; got {dict(counts)}, {chunk}")
     partial = path.with_name(path.name + ".partial")
     try:

@@ -129,7 +129,7 @@ def test_global_batches_are_those_of_a_dataloader(num_ranks, workers, data):
     store = tt.data.HDF5(data["cosmo"], fields)
     ours = [
         tt.data.SOLAR(
-            store, size, 2, "60 samples", seed=3, drop_last=True, num_ranks=num_ranks, rank=rank, num_threads=2
+            store, size, 2, "40 samples", seed=3, drop_last=True, num_ranks=num_ranks, rank=rank, num_threads=2
         )
         for rank in range(num_ranks)
     ]
