@@ -81,21 +81,22 @@ def middle(x: np.ndarray) -> np.ndarray:
     return x[..., part, part]
 
 
-def scans(seed: int, group: int, side: int, photons: float) -> Iterator[simulation.Piece]:
+def scans(seed: int, group: int, side: int, photons: float, *, noise: bool = True) -> Iterator[simulation.Piece]:
     """Yield the patterns of one object after the other, `POINTS` of each.
 
     Args:
         seed: That of all randomness, with `group` and the number of the object.
         group: Tells apart what is for training from what is held out.
         side: Pixels of the detector.
-        photons: Photons in the beam; the detector counts them, with their noise. 0 for intensities without.
+        photons: Photons in the beam.
+        noise: Whether they are counted as they come; else the detector shows how many are expected.
     """
     beam = probe(side)
     light = np.abs(middle(beam)) ** 2
     number = 0
     while True:
         rng = np.random.default_rng((seed, group, number))
-        whole = phantom(rng, 4 * side, side / 16)
+        whole = phantom(rng, 4 * side, side / 8)
         corners = rng.integers(0, 3 * side + 1, (POINTS, 2))
         patches = np.stack([whole[y : y + side, x : x + side] for y, x in corners])
         seen = intensity(beam, patches)
@@ -103,7 +104,7 @@ def scans(seed: int, group: int, side: int, photons: float) -> Iterator[simulati
         phase = np.angle(lit)
         phase -= np.average(phase, axis=(1, 2), weights=np.broadcast_to(light, phase.shape))[:, None, None]
         fields = {
-            "diffraction": rng.poisson(photons * seen) if photons else seen,
+            "diffraction": rng.poisson(photons * seen) if noise else photons * seen,
             "amplitude": np.abs(lit),
             "phase": phase,
         }
@@ -116,15 +117,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     simulation.add_options(parser)
     parser.add_argument("--side", type=int, default=128, help="pixels of the detector, a multiple of 16 (default 128)")
-    parser.add_argument("--photons", type=float, default=1e6, help="of the beam, 0 for no noise (default 1e6)")
+    parser.add_argument("--photons", type=float, default=1e6, help="of the beam, for each pattern (default 1e6)")
+    parser.add_argument("--no-noise", action="store_true", help="expected photons in place of counted ones")
     options = parser.parse_args(argv)
     try:
-        if options.side < 16 or options.side % 16 or not 0 <= options.photons < 1e15:
-            raise ValueError("--side must be a multiple of 16, and --photons from 0 to 1e15")
+        if options.side < 16 or options.side % 16 or not 0 < options.photons < 1e15:
+            raise ValueError("--side must be a multiple of 16, and --photons above 0, below 1e15")
         simulation.run(
             options,
-            lambda group: scans(options.seed, group, options.side, options.photons),
-            {"simulator": "ptychography", "side": options.side, "photons": options.photons},
+            lambda group: scans(options.seed, group, options.side, options.photons, noise=not options.no_noise),
+            {
+                "simulator": "ptychography",
+                "side": options.side,
+                "photons": options.photons,
+                "noise": not options.no_noise,
+            },
         )
     except (ValueError, OSError) as error:
         sys.exit(f"ptychography: {error}")

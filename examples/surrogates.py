@@ -24,7 +24,8 @@ class PtychoNN(nn.Module):
     One encoder halves the picture three times, two decoders double it twice: ``[n, side, side]`` becomes amplitude and
     phase ``[n, side / 2, side / 2]``. `examples.ptychography` simulates the samples.
 
-    Differences: padding, so that sides need not be 64; the pattern is scaled to mean 1, then taken as a logarithm.
+    Differences: padding, so that sides need not be 64; photons are taken as logarithms, unscaled, for their sum
+    says how much the object absorbs.
     """
 
     inputs = "diffraction"
@@ -36,6 +37,10 @@ class PtychoNN(nn.Module):
         stages = [[*_convolutions(a, b), nn.MaxPool2d(2)] for a, b in itertools.pairwise(widths)]
         self.encoder = nn.Sequential(*itertools.chain(*stages))
         self.amplitude, self.phase = self._decoder(width), self._decoder(width)
+        for module in self.modules():  # torch's own start lets the signal fade from layer to layer
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if module.out_channels > 1 else "linear")
+                nn.init.zeros_(module.bias)
 
     @staticmethod
     def _decoder(width: int) -> nn.Sequential:
@@ -47,9 +52,7 @@ class PtychoNN(nn.Module):
 
     def forward(self, pattern: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the amplitude, from 0 to 1, and the phase, in radians."""
-        x = pattern[:, None]
-        x = torch.log1p(100 * x / x.mean((2, 3), keepdim=True)) / 4
-        x = self.encoder(x)
+        x = self.encoder(torch.log1p(pattern[:, None]) / 4)
         return {"amplitude": self.amplitude(x)[:, 0].sigmoid(), "phase": math.pi * self.phase(x)[:, 0].tanh()}
 
     @staticmethod

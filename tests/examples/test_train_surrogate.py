@@ -70,13 +70,21 @@ def assert_alike(one: list[dict], two: list[dict], left: Path, right: Path) -> N
             np.testing.assert_allclose(left_state[name], right_state[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("model", ["ptycho", "cosmo"])
-def test_it_learns(model, data, capsys):
-    found = run(capsys, *arguments(data, model, "--epochs", 12, "--rate", 0.003))
+def test_it_learns_cosmology(data, capsys):
+    found = run(capsys, *arguments(data, "cosmo", "--epochs", 12, "--rate", 0.003))
     assert [line["epoch"] for line in found] == [*range(1, 13)]
     assert found[-1]["loss"] < 0.85 * found[0]["loss"]
-    better = {"ptycho": "amplitude", "cosmo": "sigma_8"}[model]
-    assert found[-1]["errors"][better] < 0.9 * found[0]["errors"][better]
+    assert found[-1]["errors"]["sigma_8"] < 0.9 * found[0]["errors"]["sigma_8"]
+
+
+def test_it_learns_ptychography(tmp_path, capsys):
+    """Amplitudes, within seconds; phases take more samples."""
+    path = tmp_path / "scans.h5"
+    ptychography.main([str(path), "--samples", "320", "--test-samples", "16", "--side", "32"])
+    words = arguments({"ptycho": path}, "ptycho", "--epochs", 12, "--rate", 0.003, "--width", 8)
+    found = run(capsys, *words)
+    assert found[-1]["loss"] < 0.93 * found[0]["loss"]
+    assert found[-1]["errors"]["amplitude"] < 0.95 * found[0]["errors"]["amplitude"]
 
 
 def test_what_is_told(data, capsys):
@@ -104,7 +112,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(loader, data, tmp_path, 
 
 def test_a_run_that_was_killed_ends_with_the_same_bits(data, tmp_path, capsys):
     whole, killed = tmp_path / "whole.tt", tmp_path / "killed.tt"
-    words = arguments(data, "cosmo", "--epochs", 40, "--save-every", 1)
+    words = arguments(data, "cosmo", "--epochs", 20, "--save-every", 1)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "examples.train_surrogate", *words, "--checkpoint", str(killed)]
     with (tmp_path / "log").open("w") as log:
@@ -114,7 +122,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(data, tmp_path, capsys):
         process.kill()
     assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
     step = json.loads(tt.load(killed).report["metadata"]["progress"])["step"]
-    assert 0 < step < 280
+    assert 0 < step < 140
     run(capsys, *words, "--checkpoint", str(killed))
     words[words.index("--save-every") + 1] = "1000"
     run(capsys, *words, "--checkpoint", str(whole))
