@@ -1,59 +1,19 @@
-"""A run of training: its ranks, and its state, which is saved to a file and resumed from it to the last bit."""
+"""A run of training: its state, which is saved to a file and resumed from it to the last bit."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
 import trimtab as tt
+from examples.checkpoint import load_optimizer, optimizer_tensors, part, refuse_other
 from examples.clip import CLIP
 from examples.pairs import Pairs
 from examples.retrieval import Tokenizer
-
-
-class Ranks(NamedTuple):
-    """This process among those of the run, and where it computes."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    @classmethod
-    def join(cls) -> Ranks:
-        """Join the ranks that torchrun started; without it, this is the only one."""
-        cuda = torch.cuda.is_available()
-        if "WORLD_SIZE" not in os.environ:
-            return cls(0, 1, torch.device("cuda" if cuda else "cpu"))
-        dist.init_process_group("nccl" if cuda else "gloo")
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
-        if cuda:
-            torch.cuda.set_device(device)
-        return cls(dist.get_rank(), dist.get_world_size(), device)
-
-    def random_states(self) -> torch.Tensor:
-        """Return the states of the generators of all ranks, a row each."""
-        own = torch.get_rng_state()
-        if self.device.type == "cuda":
-            own = torch.cat([own, torch.cuda.get_rng_state()])
-        if self.size == 1:
-            return own[None]
-        found = [torch.empty_like(own, device=self.device) for _ in range(self.size)]
-        dist.all_gather(found, own.to(self.device))
-        return torch.stack(found).cpu()
-
-    def set_random_state(self, states: torch.Tensor) -> None:
-        """Put the generators of this rank in a state of `random_states`."""
-        num = torch.get_rng_state().numel()
-        torch.set_rng_state(states[self.rank, :num].clone())
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(states[self.rank, num:].clone())
 
 
 @dataclass
@@ -84,8 +44,7 @@ class Run:
         tensors = {f"model/{name}": x for name, x in self.model.state_dict().items()}
         loss = self.loss.state_dict()
         tensors |= {f"loss/{name}": x for name, x in loss.items() if isinstance(x, torch.Tensor)}
-        for number, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{number}/{name}": x for name, x in state.items()}
+        tensors |= optimizer_tensors(self.optimizer)
         tensors["random"] = random_states
         metadata = {
             "settings": self.settings,
@@ -103,24 +62,9 @@ class Run:
         """
         saved = tt.load(path, framework="pt")
         metadata = {name: json.loads(text) for name, text in saved.report["metadata"].items()}
-        theirs = metadata["settings"]
-        differing = [
-            f"{name} is {value!r} here and {theirs.get(name)!r} there"
-            for name, value in self.settings.items()
-            if theirs.get(name) != value
-        ]
-        if differing:
-            raise ValueError(f"{path} is of another run: {'; '.join(differing)}")
-        self.model.load_state_dict(_part(saved, "model/"))
-        self.loss.load_state_dict(_part(saved, "loss/") | metadata["loss"])
-        states: dict[int, dict[str, torch.Tensor]] = {}
-        for name, x in _part(saved, "optimizer/").items():
-            number, _, key = name.partition("/")
-            states.setdefault(int(number), {})[key] = x
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": states})
+        refuse_other(path, self.settings, metadata["settings"])
+        self.model.load_state_dict(part(saved, "model/"))
+        self.loss.load_state_dict(part(saved, "loss/") | metadata["loss"])
+        load_optimizer(self.optimizer, saved)
         self.step, self.total = metadata["progress"]["step"], metadata["progress"]["total"]
         return saved["random"]
-
-
-def _part(saved: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {name.removeprefix(prefix): saved[name] for name in saved if name.startswith(prefix)}

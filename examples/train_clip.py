@@ -30,8 +30,9 @@ import trimtab as tt
 from examples import fashion_mnist
 from examples.clip import CLIP, named
 from examples.clip_learning import Batch, Batches, learn, make_optimizer, numbers_of_batches, share_of_rate
-from examples.clip_run import Ranks, Run
+from examples.clip_run import Run
 from examples.pairs import Classes, FashionMNIST, Pairs, open_pairs
+from examples.ranks import Ranks
 from examples.retrieval import retrieval, zero_shot
 
 SETTINGS = (
