@@ -26,7 +26,7 @@ class Numbered:
         if self.fails_at is not None and self.fails_at in samples:
             raise OSError("the disk is gone")
         assert samples.dtype == np.int64
-        assert (np.diff(samples) >= 0).all()
+        assert not self.seconds or (np.diff(samples) >= 0).all()  # read ahead: in the order of their numbers
         out["x"][:] = samples[:, None]
         out["number"][:] = samples
         with self._lock:

@@ -25,7 +25,7 @@ class Step:
     number: int
     """The step within the epoch."""
     samples: np.ndarray
-    """The batch, int32: what is in slots, then what is borrowed, then what is read, each in the order of the shuffle."""
+    """The batch, int32: what is in slots, what is borrowed, what is read, each of these in the order of the shuffle."""
     source: np.ndarray
     """Who holds each sample, int32: the rank's own unit, another unit, or `STORE`."""
     slot: np.ndarray
