@@ -21,6 +21,12 @@ from trimtab.data.pool import Rows, empty_rows
 from trimtab.data.rank import RankPlan, Step
 from trimtab.data.store import Store, sample_bytes
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
+_THREAD = getattr(resource, "RUSAGE_THREAD", None)
+
 _MOST_STEPS = 64
 """Steps that are known ahead at most, where they read little."""
 _MOST_DIRECT = 16
@@ -273,11 +279,13 @@ class Prefetch:
                     self._changed.notify_all()
 
     def _read_rows(self, samples: np.ndarray, rows: Rows) -> None:
-        begun, worked = time.monotonic(), time.thread_time()
+        num_waits, begun, worked = _num_waits(), time.monotonic(), time.thread_time()
         num_bytes = self._store.read(samples, rows)
         worked, seconds = time.thread_time() - worked, time.monotonic() - begun
+        # a thread that did not wait, but was stopped for others to work, will not read sooner with others beside it
+        waited = 0.0 if num_waits is not None and _num_waits() == num_waits else seconds - worked
         with self._changed:
-            self._pace.note(seconds / len(samples), worked / len(samples))
+            self._pace.note(worked / len(samples), waited / len(samples))
             self.num_reads += len(samples)
             self.num_bytes += num_bytes
 
@@ -294,9 +302,9 @@ class _Pace:
         """A sample."""
         self._waited = math.inf
 
-    def note(self, seconds: float, worked: float) -> None:
-        """Take in how long a sample took, and what part of it was work."""
-        waited = seconds - worked
+    def note(self, worked: float, waited: float) -> None:
+        """Take in how long a sample took: work, and waiting for storage."""
+        seconds = worked + waited
         self.seconds = seconds if seconds < self.seconds else (7 * self.seconds + seconds) / 8
         self._waited = waited if waited < self._waited else (7 * self._waited + waited) / 8
 
@@ -304,6 +312,11 @@ class _Pace:
     def is_quick(self) -> bool:
         """Whether reading takes less than having other threads do it."""
         return self._waited < _WAIT and self.seconds - self._waited < self._most_work
+
+
+def _num_waits() -> int | None:
+    """Return how often this thread has begun to wait for something; None where the system does not tell."""
+    return None if resource is None or _THREAD is None else resource.getrusage(_THREAD).ru_nvcsw
 
 
 class _Ring:
