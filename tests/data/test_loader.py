@@ -88,6 +88,7 @@ jobs = st.fixed_dictionaries(
         "drop_last": st.booleans(),
         "seed": st.integers(0, 99),
         "kill": st.integers(0, 10**6),
+        "is_quick": st.booleans(),
     }
 )
 
@@ -96,6 +97,12 @@ jobs = st.fixed_dictionaries(
 @given(jobs)
 def test_a_killed_training_goes_on_with_the_same_batches(job):
     """With any number of ranks; no sample is lost or doubled, and reads are those that the plan counts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trimtab.data.prefetch._WAIT", 1.0 if job["is_quick"] else -1.0)
+        _go_on(job)
+
+
+def _go_on(job) -> None:
     num_samples, num_ranks, later_ranks = job["num_samples"], job["num_ranks"], job["later_ranks"]
     size = 12 * job["batch"]
     drop_last = job["drop_last"] and size <= num_samples
@@ -324,6 +331,23 @@ def test_errors_of_threads_reach_the_training():
     with pytest.raises(ZeroDivisionError, match="in a transform"):
         next(iter(loader))
     assert not running()
+
+
+def test_slow_stores_are_read_ahead_and_quick_ones_when_a_batch_is_made(monkeypatch):
+    monkeypatch.setattr("trimtab.data.prefetch._WAIT", 5e-4)
+    store = Numbered(1000)
+    loader = loaders(store, 1, 10, epochs=3, buffer="50%")[0]
+    for batch in loader:
+        check(batch, loader.samples)
+    assert "trimtab-batches" in store.readers
+    store.seconds = 0.02
+    for batch in loader:  # what is known ahead is still read in the old way
+        check(batch, loader.samples)
+    store.readers.clear()
+    for batch in loader:
+        check(batch, loader.samples)
+    assert store.readers
+    assert "trimtab-batches" not in store.readers
 
 
 def test_threads_end_with_the_loader():

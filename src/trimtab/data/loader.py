@@ -64,7 +64,7 @@ class SOLAR:
         epochs: How many are planned; state goes over to a loader with more.
         buffer: Memory of this rank for samples, kept and read ahead: bytes, ``4 GiB``, ``50%`` of this rank's part of
             the data, or ``2000 samples``. Four batches are the least; with 0 nothing is kept, and `look_ahead` batches
-            are read ahead. Structures of the plan, some 90 bytes for every sample of the data, come on top.
+            are read ahead. Structures of the plan, up to 130 bytes for every sample of the data, come on top.
         seed: That of the DistributedSampler, and of `transform`.
         drop_last: As that of DistributedSampler and DataLoader.
         num_ranks: By default those of torch.distributed, or else 1.
@@ -72,7 +72,8 @@ class SOLAR:
         ranks_per_node: Ranks that share their buffers in memory: by default as torchrun says, 1 without it. Rank r is
             on node ``r // ranks_per_node``.
         batch_slack: Samples by which batches of ranks may differ; see `Plan`.
-        look_ahead: Batches that are read ahead at most, as far as a sixteenth of the buffer or two batches hold.
+        look_ahead: Batches that are read ahead at most, as far as a sixteenth of the buffer or two batches hold. Where
+            reading is as quick as from the page cache, a batch is read when it is made, one ahead of the training.
         num_threads: Threads that read, and that transform.
         pin_memory: Copy batches into memory that an accelerator reads directly.
         transform: Called with a sample and a `numpy.random.Generator` that depends on the seed, the epoch and the

@@ -1,4 +1,8 @@
-"""Reading ahead: the coming steps of a rank, and their samples in a ring of memory before they are needed."""
+"""Reading ahead: the coming steps of a rank, and their samples in a ring of memory before they are needed.
+
+Where reading is quick, as from the page cache, this would cost more than it saves: steps are then read when they are
+taken, straight into their batch.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,21 @@ import numpy as np
 from trimtab.data.plan import STORE, Plan
 from trimtab.data.pool import Rows, empty_rows
 from trimtab.data.rank import RankPlan, Step
-from trimtab.data.store import Store
+from trimtab.data.store import Store, sample_bytes
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
+_THREAD = getattr(resource, "RUSAGE_THREAD", None)
 
 _MOST_STEPS = 64
 """Steps that are known ahead at most, where they read little."""
+_MOST_DIRECT = 16
+"""The same, where they are read when they are taken."""
 _WORTH = 1e-3  # seconds of reading for which another thread is worth its waking
+_WAIT = 2e-5  # seconds that storage lets a sample wait from which reading ahead pays
+_WORK, _WORK_SPEED = 5e-5, 1e9  # work on a sample from which threads do: seconds, and bytes a second beside them
 _JOIN_SECONDS = 10.0
 
 
@@ -46,18 +60,27 @@ class Coming:
     """Rows of the round: of `read`, then of `lent_read`."""
     is_last: bool = False
     """Of its round."""
+    is_direct: bool = False
+    """Whether whoever takes it reads it, by `Prefetch.read`: `read` is the last rows of the batch, or none."""
 
     @property
     def samples(self) -> np.ndarray:
         """What is read, int64."""
         return np.concatenate([self.step.samples[self.read], self.step.lent[self.lent_read]]).astype(np.int64)
 
+    @property
+    def can_be_direct(self) -> bool:
+        """Whether what is read is the end of the batch, and nothing else."""
+        num_reads = len(self.read)
+        return not len(self.lent_read) and (not num_reads or int(self.read[0]) == len(self.step.samples) - num_reads)
+
 
 class Prefetch:
     """Runs threads that plan a rank's steps and read their samples, in order, as far ahead as the ring has room.
 
     Steps are read in rounds of half the ring: the samples of several steps together, in the order of their numbers,
-    so that a store can merge what lies close together.
+    so that a store can merge what lies close together. Once reading was seen to be quick, steps are left to `read`,
+    until it is slow again.
 
     Args:
         plan: What to follow.
@@ -81,25 +104,20 @@ class Prefetch:
         lending: bool,
     ) -> None:
         self._plan, self._rank, self._start, self._store, self._lending = plan, rank, start, store, lending
-        self._capacity = capacity
+        self._capacity, self._num_threads = capacity, num_threads
         self._ring = _Ring(empty_rows(store.fields, capacity), capacity)
         self._changed = threading.Condition()
         self._coming: deque[Coming] = deque()
         self._tasks: queue.SimpleQueue[tuple[Round, int, int] | None] = queue.SimpleQueue()
         self._closed = self._ended = False
         self._error: BaseException | None = None
-        self._sample_seconds = math.inf
+        self._pace = _Pace(sample_bytes(store))
         self.num_reads = 0
         """Samples read so far."""
         self.num_bytes = 0
         """Bytes that came from storage so far."""
         self._threads = [threading.Thread(target=self._look_ahead, daemon=True, name="trimtab-plan")]
-        self._threads += [
-            threading.Thread(target=self._read, daemon=True, name=f"trimtab-read-{number}")
-            for number in range(num_threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads[0].start()
 
     def next(self) -> Coming | None:
         """Return the next step once its samples are there; None behind the last one.
@@ -123,7 +141,13 @@ class Prefetch:
         with self._changed:
             if coming.is_last and coming.round is not None:
                 self._ring.give_back(coming.round)
-            self._changed.notify_all()
+            if coming.is_last or len(self._coming) <= _MOST_DIRECT // 2:
+                self._changed.notify_all()
+
+    def read(self, coming: Coming, rows: Rows) -> None:
+        """Read what a direct step needs into the last rows of its batch."""
+        if len(coming.read):
+            self._read_rows(coming.samples, {name: x[coming.read[0] :] for name, x in rows.items()})
 
     def close(self) -> None:
         """End the threads. One that hangs in a read is waited for a few seconds, and then left to itself."""
@@ -153,6 +177,10 @@ class Prefetch:
                     if not self._submit(together, num_reads):
                         return
                     together, num_reads, most = [], 0, self._capacity // 2
+                if not together and self._pace.is_quick and coming.can_be_direct:
+                    if not self._pass_on(coming):
+                        return
+                    continue
                 together.append(coming)
                 num_reads += count
             if self._submit(together, num_reads):
@@ -166,14 +194,30 @@ class Prefetch:
         """Yield the steps with what they read."""
         steps = self._plan.rank(self._rank, start=self._start)
         cold = _Cold(self._plan, steps)
+        lent = np.empty(0, np.int64)
         for step in steps:
-            reads = step.source == STORE
-            if not self._lending:
-                reads |= step.lender >= 0
-            in_slots = np.flatnonzero(step.slot >= 0)
-            reads[in_slots] = cold.take(step.epoch, step.samples[in_slots])
-            lent = np.flatnonzero(cold.take(step.epoch, step.lent))
-            yield Coming(step, np.flatnonzero(reads), lent)
+            reads = step.source == STORE if self._lending else step.slot < 0
+            if cold.num_left:
+                in_slots = np.flatnonzero(step.slot >= 0)
+                reads[in_slots] = cold.take(step.epoch, step.samples[in_slots])
+                lent = np.flatnonzero(cold.take(step.epoch, step.lent))
+            elif len(lent):
+                lent = lent[:0]
+            yield Coming(step, reads.nonzero()[0], lent)
+
+    def _pass_on(self, coming: Coming) -> bool:
+        """Leave a step to whoever takes it; return False when closed."""
+        coming.is_direct = True
+        with self._changed:
+            if len(self._coming) >= _MOST_DIRECT:
+                while len(self._coming) > _MOST_DIRECT // 2 and not self._closed:
+                    self._changed.wait()
+            if self._closed:
+                return False
+            self._coming.append(coming)
+            if len(self._coming) == 1:
+                self._changed.notify_all()
+        return True
 
     def _submit(self, together: list[Coming], num_reads: int) -> bool:
         """Have steps read together, once the ring has room; return False when closed."""
@@ -186,10 +230,13 @@ class Prefetch:
                 if self._closed:
                     return False
                 self._changed.wait()
+            if self._closed:
+                return False
             read = self._ring.take(samples[order], self._store) if num_reads else None
             bounds = self._cuts(num_reads)
             if read is not None:
                 read.parts_left = len(bounds) - 1
+                self._start_threads(read.parts_left)
             begin = 0
             for coming in together:
                 end = begin + len(coming.read) + len(coming.lent_read)
@@ -205,31 +252,71 @@ class Prefetch:
 
     def _cuts(self, num_reads: int) -> np.ndarray:
         """Return where parts of a round begin and end: one a thread, or fewer where reading is quick."""
-        useful = min(num_reads * self._sample_seconds / _WORTH, len(self._threads) - 1, num_reads) if num_reads else 0
+        useful = min(num_reads * self._pace.seconds / _WORTH, self._num_threads, num_reads) if num_reads else 0
         return np.linspace(0, num_reads, max(math.ceil(useful), 1) + 1).astype(int)
 
-    def _read(self) -> None:
+    def _start_threads(self, num: int) -> None:
+        """Have so many threads that read."""
+        while len(self._threads) - 1 < num:
+            name = f"trimtab-read-{len(self._threads) - 1}"
+            self._threads.append(threading.Thread(target=self._read_parts, daemon=True, name=name))
+            self._threads[-1].start()
+
+    def _read_parts(self) -> None:
         """Read parts of rounds."""
         while (task := self._tasks.get()) is not None:
             if self._closed or self._error is not None:
                 continue
             read, begin, end = task
-            begun = time.monotonic()
             try:
-                rows = {name: x[begin:end] for name, x in read.rows.items()}
-                num_bytes = self._store.read(read.samples[begin:end], rows)
+                self._read_rows(read.samples[begin:end], {name: x[begin:end] for name, x in read.rows.items()})
             except BaseException as error:  # noqa: BLE001 (whoever waits for a batch raises it)
                 self._fail(error)
                 continue
-            seconds = (time.monotonic() - begun) / (end - begin)
             with self._changed:
-                known = self._sample_seconds < math.inf
-                self._sample_seconds = (3 * self._sample_seconds + seconds) / 4 if known else seconds
-                self.num_reads += end - begin
-                self.num_bytes += num_bytes
                 read.parts_left -= 1
                 if not read.parts_left:
                     self._changed.notify_all()
+
+    def _read_rows(self, samples: np.ndarray, rows: Rows) -> None:
+        num_waits, begun, worked = _num_waits(), time.monotonic(), time.thread_time()
+        num_bytes = self._store.read(samples, rows)
+        worked, seconds = time.thread_time() - worked, time.monotonic() - begun
+        # a thread that did not wait, but was stopped for others to work, will not read sooner with others beside it
+        waited = 0.0 if num_waits is not None and _num_waits() == num_waits else seconds - worked
+        with self._changed:
+            self._pace.note(worked / len(samples), waited / len(samples))
+            self.num_reads += len(samples)
+            self.num_bytes += num_bytes
+
+
+class _Pace:
+    """How long reading takes, as it was seen last.
+
+    A quicker read counts fully, a slower one in part: it may have waited for a processor.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        self._most_work = _WORK + num_bytes / _WORK_SPEED
+        self.seconds = math.inf
+        """A sample."""
+        self._waited = math.inf
+
+    def note(self, worked: float, waited: float) -> None:
+        """Take in how long a sample took: work, and waiting for storage."""
+        seconds = worked + waited
+        self.seconds = seconds if seconds < self.seconds else (7 * self.seconds + seconds) / 8
+        self._waited = waited if waited < self._waited else (7 * self._waited + waited) / 8
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether reading takes less than having other threads do it."""
+        return self._waited < _WAIT and self.seconds - self._waited < self._most_work
+
+
+def _num_waits() -> int | None:
+    """Return how often this thread has begun to wait for something; None where the system does not tell."""
+    return None if resource is None or _THREAD is None else resource.getrusage(_THREAD).ru_nvcsw
 
 
 class _Ring:
@@ -273,19 +360,19 @@ class _Cold:
         self._shuffle = plan.shuffle
         self._epoch, step = steps.start
         self._begin = int(self._shuffle.offsets[step])
-        self._left = len(steps.expected[0])
-        self._cold = np.zeros(plan.num_samples if self._left else 0, bool)
+        self.num_left = len(steps.expected[0])
+        self._cold = np.zeros(plan.num_samples if self.num_left else 0, bool)
         self._cold[steps.expected[0]] = True
 
     def take(self, epoch: int, samples: np.ndarray) -> np.ndarray:
         """Return which samples, of those in slots, must be read; they are there from now on."""
-        while self._left and self._epoch < epoch:  # whatever was used in an epoch was read by whoever used it
+        while self.num_left and self._epoch < epoch:  # whatever was used in an epoch was read by whoever used it
             self._cold[self._shuffle.samples(self._epoch)[self._begin : self._shuffle.offsets[-1]]] = False
-            self._left = int(self._cold.sum())
+            self.num_left = int(self._cold.sum())
             self._epoch, self._begin = self._epoch + 1, 0
-        if not self._left:
+        if not self.num_left:
             return np.zeros(len(samples), bool)
         found = self._cold[samples]
         self._cold[samples] = False
-        self._left = int(self._left - len(np.unique(samples[found])))
+        self.num_left = int(self.num_left - len(np.unique(samples[found])))
         return found

@@ -25,7 +25,7 @@ class Step:
     number: int
     """The step within the epoch."""
     samples: np.ndarray
-    """The batch, in the order of the shuffle, int32."""
+    """The batch, int32: what is in slots, what is borrowed, what is read, each of these in the order of the shuffle."""
     source: np.ndarray
     """Who holds each sample, int32: the rank's own unit, another unit, or `STORE`."""
     slot: np.ndarray
@@ -94,71 +94,95 @@ class RankPlan:
             yield from self._epoch(epoch, 0, self._slots.empty(epoch.samples[behind][left_out]))
 
     def _epoch(self, epoch: Epoch, start: int, released: np.ndarray) -> Iterator[Step]:
-        """Yield the steps from `start` on; the slots `released` are so before the first one."""
-        concerned = np.flatnonzero((epoch.unit[epoch.used] == self._unit) | (epoch.source[epoch.used] == self._unit))
+        """Yield the steps from `start` on; the slots `released` are so before the first one.
+
+        All that does not depend on the slots of earlier steps is computed for the whole epoch at once.
+        """
+        me, slots, ranks_per_node = self._unit, self._slots, np.int32(self.plan.ranks_per_node)
+        concerned = np.flatnonzero((epoch.unit[epoch.used] == me) | (epoch.source[epoch.used] == me))
         bounds = np.searchsorted(concerned, epoch.offsets)
-        for number in range(start, len(bounds) - 1):
-            step = self._step(epoch, number, concerned[bounds[number] : bounds[number + 1]], released)
+        samples, unit = epoch.samples[concerned], epoch.unit[concerned]
+        source, keeper = epoch.source[concerned], epoch.keeper[concerned]
+        mine = self._deal(epoch, concerned) == self._local
+        slot = np.where(source == me, slots.of[samples], np.int32(-1))
+        keep = np.full(len(samples), -1, np.int32)
+        used = np.flatnonzero(mine & (unit == me))
+        borrowed = (source != me) & (source != STORE)
+        number_of = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+        used = used[np.lexsort((source[used] == STORE, source[used] != me, number_of[used]))]
+        batch, holder = samples[used], source[used]
+        lender = np.where(borrowed[used], holder * ranks_per_node + np.int32(self._local), np.int32(-1))
+        lent = np.flatnonzero(mine & (unit != me))
+        lent_to = unit[lent] * ranks_per_node + np.int32(self._local)
+        leaving = np.flatnonzero((source == me) & (keeper != me))
+        left = leaving[mine[leaving]]
+        arriving = np.flatnonzero((source != me) & (keeper == me))
+        of_used = np.searchsorted(number_of[used], np.arange(len(bounds))).tolist()
+        of_lent, of_left, of_leaving, of_arriving = (
+            np.searchsorted(x, bounds).tolist() for x in (lent, left, leaving, arriving)
+        )
+        sizes = np.diff(epoch.offsets).tolist()
+        released = released if self._local == 0 else released[:0]
+        for number in range(start, len(sizes)):
+            if number + 1 == len(sizes) and epoch.offsets[-1] > self.plan.num_samples:
+                # what is repeated may have moved since
+                last = slice(bounds[number], None)
+                slot[last] = np.where(source[last] == me, slots.of[samples[last]], np.int32(-1))
+            gone = leaving[of_leaving[number] : of_leaving[number + 1]]
+            if len(gone):
+                slots.empty(samples[gone])
+            come = arriving[of_arriving[number] : of_arriving[number + 1]]
+            if len(come):
+                keep[come] = slots.fill(samples[come])
+            own = slice(of_used[number], of_used[number + 1])
+            sent = slice(of_lent[number], of_lent[number + 1])
+            emptied = slot[left[of_left[number] : of_left[number + 1]]]
+            positions = used[own]
+            yield Step(
+                epoch=epoch.number,
+                number=number,
+                samples=batch[own],
+                source=holder[own],
+                slot=slot[positions],
+                lender=lender[own],
+                keep=keep[positions],
+                lent=samples[lent[sent]],
+                lent_slot=slot[lent[sent]],
+                lent_to=lent_to[sent],
+                released=np.concatenate([released, emptied]) if len(released) else emptied,
+                weight=len(positions) * self.plan.num_ranks / sizes[number],
+            )
             released = released[:0]
-            yield step
 
-    def _step(self, epoch: Epoch, number: int, positions: np.ndarray, released: np.ndarray) -> Step:
-        """Return a step, from the positions that the unit uses or holds, and move samples in and out of slots."""
-        me, slots = self._unit, self._slots
-        samples, unit = epoch.samples[positions], epoch.unit[positions]
-        source, keeper = epoch.source[positions], epoch.keeper[positions]
-        local = np.empty(len(positions), np.int32)
-        local[unit == me] = self._deal(epoch, number, me)
-        for taker in np.unique(unit[unit != me]):
-            lent = epoch.source[_positions(epoch, number, taker)] == me
-            local[unit == taker] = self._deal(epoch, number, taker)[lent]
-        slot = slots.of[samples]
-        slot[source != me] = -1
-        leaving, arriving = (source == me) & (keeper != me), (source != me) & (keeper == me)
-        slots.empty(samples[leaving])
-        keep = np.full(len(positions), -1, np.int32)
-        keep[arriving] = slots.fill(samples[arriving])
-        mine = local == self._local
-        used, lent, left = mine & (unit == me), mine & (unit != me), mine & leaving
-        borrowed = (source[used] != me) & (source[used] != STORE)
-        ranks_per_node = self.plan.ranks_per_node
-        return Step(
-            epoch=epoch.number,
-            number=number,
-            samples=samples[used],
-            source=source[used],
-            slot=slot[used],
-            lender=np.where(borrowed, source[used] * ranks_per_node + self._local, -1).astype(np.int32),
-            keep=keep[used],
-            lent=samples[lent],
-            lent_slot=slot[lent],
-            lent_to=unit[lent] * np.int32(ranks_per_node) + np.int32(self._local),
-            released=np.concatenate([released if self._local == 0 else released[:0], slot[left]]),
-            weight=int(used.sum()) * self.plan.num_ranks / int(epoch.offsets[number + 1] - epoch.offsets[number]),
-        )
+    def _deal(self, epoch: Epoch, concerned: np.ndarray) -> np.ndarray:
+        """Return which rank of its unit uses each sample: equal parts of a unit's batch, also of what is not at hand.
 
-    def _deal(self, epoch: Epoch, number: int, unit: int) -> np.ndarray:
-        """Return which of its ranks uses each sample of a unit's batch: equal parts, also of what is not at hand."""
-        positions, num_ranks = _positions(epoch, number, unit), self.plan.ranks_per_node
-        at_hand = epoch.source[positions] == unit
-        order = np.lexsort((epoch.samples[positions], at_hand))  # by sample numbers: a rank reads what lies together
-        parts = [_parts(count, num_ranks) for count in (int((~at_hand).sum()), len(positions))]
-        local = np.empty(len(positions), np.int32)
-        local[order] = np.concatenate(
-            [np.repeat(np.arange(num_ranks), parts[0]), np.repeat(np.arange(num_ranks), parts[1] - parts[0])]
-        )
-        return local
+        `concerned` are the positions that are asked for, and that the result is of.
+        """
+        num_ranks, num_units = self.plan.ranks_per_node, self.plan.num_units
+        if num_ranks == 1:
+            return np.zeros(len(concerned), np.int32)
+        group = np.repeat(np.arange(len(epoch.offsets) - 1), np.diff(epoch.offsets)) * num_units
+        group += epoch.unit[epoch.used]
+        num_groups = (len(epoch.offsets) - 1) * num_units
+        wanted = np.zeros(num_groups, bool)
+        wanted[group[concerned]] = True
+        positions = np.flatnonzero(wanted[group])
+        group = group[positions]
+        at_hand = epoch.source[positions] == epoch.unit[positions]
+        # by sample numbers: a rank reads what lies together
+        order = np.lexsort((epoch.samples[positions], at_hand, group))
+        read = _parts(np.bincount(group[~at_hand], minlength=num_groups), num_ranks)
+        every = _parts(np.bincount(group, minlength=num_groups), num_ranks)
+        ranks = np.tile(np.arange(num_ranks, dtype=np.int32), 2 * num_groups)
+        local = np.empty(int(epoch.offsets[-1]), np.int32)
+        local[positions[order]] = np.repeat(ranks, np.stack([read, every - read], axis=1).reshape(-1))
+        return local[concerned]
 
 
-def _positions(epoch: Epoch, number: int, unit: int) -> np.ndarray:
-    """Return the positions of a unit's batch."""
-    begin, end = (int(offset) for offset in epoch.offsets[number : number + 2])
-    return begin + np.flatnonzero(epoch.unit[begin:end] == unit)
-
-
-def _parts(count: int, num: int) -> np.ndarray:
-    """Return `count` in `num` parts that differ by one at most, the larger ones first."""
-    return count // num + (np.arange(num) < count % num)
+def _parts(counts: np.ndarray, num: int) -> np.ndarray:
+    """Return each count in `num` parts that differ by one at most, the larger ones first: [number of counts, num]."""
+    return counts[:, None] // num + (np.arange(num) < counts[:, None] % num)
 
 
 def _held(epoch: Epoch, step: int, unit: int) -> np.ndarray:

@@ -129,29 +129,30 @@ class Run:
         """Return the rows of a batch, and do all else that a step wants."""
         step = coming.step
         rows = self._memory.rows(len(step.samples))
-        at_hand = np.ones(len(step.samples), bool)
+        at_hand = step.slot >= 0
         at_hand[coming.read] = False
-        at_hand[step.slot < 0] = False
-        hits = np.flatnonzero(at_hand)
+        hits = at_hand.nonzero()[0]
+        num_read = len(coming.read)
+        if coming.is_direct:
+            self._prefetch.read(coming, rows)
+        elif coming.round is not None:
+            _copy(coming.round.rows, coming.rows[:num_read], rows, coming.read)
         if len(hits) or len(step.lent):
             slots.before_reading(number)
-        num_read = len(coming.read)
-        if coming.round is not None:
-            _copy(coming.round.rows, coming.rows[:num_read], rows, coming.read)
         _copy(slots.rows, step.slot[hits], rows, hits)
         self._lend(coming, slots, rows)
         slots.taken(number)
+        kept = (step.keep >= 0).nonzero()[0]
         # what was expected in a slot and was not there is left there
-        stays = coming.read[(step.slot[coming.read] >= 0) & ~np.isin(step.slot[coming.read], step.released)]
-        lent_slot = step.lent_slot[coming.lent_read]
-        lent_stays = np.flatnonzero(~np.isin(lent_slot, step.released))
-        kept = np.flatnonzero(step.keep >= 0)
+        stays = _left(step.slot[coming.read], step.released)
+        lent_stays = _left(step.lent_slot[coming.lent_read], step.released)
         if len(kept) or len(stays) or len(lent_stays):
             slots.before_writing(number)
             _copy(rows, kept, slots.rows, step.keep[kept])
-            _copy(rows, stays, slots.rows, step.slot[stays])
+            _copy(rows, coming.read[stays], slots.rows, step.slot[coming.read[stays]])
             if coming.round is not None:
-                _copy(coming.round.rows, coming.rows[num_read:][lent_stays], slots.rows, lent_slot[lent_stays])
+                lent_slot = step.lent_slot[coming.lent_read[lent_stays]]
+                _copy(coming.round.rows, coming.rows[num_read:][lent_stays], slots.rows, lent_slot)
         slots.written(number)
         self._prefetch.release(coming)
         return rows
@@ -175,15 +176,24 @@ class Run:
             _unpack(received[rank], rows, positions)
 
 
+def _left(slots: np.ndarray, released: np.ndarray) -> np.ndarray:
+    """Return the places of those slots, -1 for none, that are not released."""
+    places = (slots >= 0).nonzero()[0]
+    return places[~np.isin(slots[places], released)] if len(places) else places
+
+
 def _copy(source: Rows, of: np.ndarray, target: Rows, to: np.ndarray) -> None:
-    """Copy rows of all fields."""
+    """Copy rows of all fields; `to` has no row twice."""
     if not len(of):
         return
+    first, in_a_row = int(to[0]), int(to[-1]) - int(to[0]) == len(to) - 1 and bool((np.diff(to) == 1).all())
     for name, x in target.items():
-        if x[:1].nbytes <= _SMALL:
-            x[to] = source[name][of]
+        theirs = source[name]
+        if in_a_row:
+            theirs.take(of, axis=0, out=x[first : first + len(to)], mode="clip")
+        elif x[:1].nbytes <= _SMALL:
+            x[to] = theirs[of]
         else:
-            theirs = source[name]
             for i, j in zip(to.tolist(), of.tolist(), strict=True):
                 x[i] = theirs[j]
 
