@@ -50,13 +50,13 @@ EXACT, CHECKPOINTS, HEADLINE, FORERUNNER = "exact", "checkpoints", "COMET, 6x", 
 WAYS: dict[str, Way] = {
     EXACT: Way("float32, as PyTorch keeps it", lambda _: nullcontext()),
     "bfloat16": Way(
-        "values in 16 bits; masks and indices as in COMET", lambda trainer: Keeper(trainer.model, BFloat16())
+        "values in 16 bits; masks and indices as in COMET; one seed", lambda trainer: Keeper(trainer.model, BFloat16())
     ),
     "4 bits": Way(
         "stochastic rounding, groups of 256, after ActNN; masks and indices as in COMET",
         lambda trainer: Keeper(trainer.model, Groups(4, trainer.seed)),
     ),
-    "2 bits": Way("the same with 2 bits", lambda trainer: Keeper(trainer.model, Groups(2, trainer.seed))),
+    "2 bits": Way("the same with 2 bits; one seed", lambda trainer: Keeper(trainer.model, Groups(2, trainer.seed))),
     HEADLINE: Way("`COMET(memory_ratio=6)`", _comet(memory_ratio=6)),
     "COMET, 13x": Way("`COMET(memory_ratio=13)`", _comet(memory_ratio=13)),
     "COMET, 21x": Way("`COMET(memory_ratio=21)`", _comet(memory_ratio=21)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
 import signal
@@ -357,7 +356,6 @@ def test_threads_end_with_the_loader():
     assert running()
     begun = time.monotonic()
     del loader
-    gc.collect()
     assert not running()
     assert time.monotonic() - begun < 20
 
