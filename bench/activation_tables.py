@@ -83,7 +83,7 @@ _CHARTS = {
 
 def _sizes(record: Record) -> Iterator[list[str]]:
     for network, found in record.optimization["accuracies"].items():
-        for way in found:
+        for way, scores in found.items():
             ratio, smaller, half, mean, change, error = (
                 record.metrics.get(f"{network}/{way}/{what}")
                 for what in (
@@ -96,6 +96,8 @@ def _sizes(record: Record) -> Iterator[list[str]]:
                 )
             )
             beside = f"{change.value:+.2f} ± {error.value:.2f}" if change and error else "-"
+            if change and len(scores) < record.data["num_seeds"]:
+                beside = f"{change.value:+.2f}, one seed"
             score = f"{mean.value:.2f}" if mean else "-"
             yield [network, way, _number(ratio, ".1f"), _number(smaller), _number(half), score, beside]
 
