@@ -94,7 +94,7 @@ class Probe:
         self._places: Places | None = None
         self._undo: list[Callable[[], None]] = []
         self._still: threading.Event | None = None
-        self._step = 1
+        self._step = 0  # unknown, as long as neither the program nor an optimizer says otherwise
         self._counts_steps = True
         self._is_on = False
 
@@ -145,7 +145,7 @@ class Probe:
     def step(self, number: int | None = None) -> None:
         """Announce that a training step begins: `number` must be alike on all ranks; by default they are counted.
 
-        Without it, the steps of optimizers are counted.
+        Without it, the steps of optimizers are counted, and what comes before the first has none.
         """
         self._counts_steps = False
         self._announce(self._step + 1 if number is None else number)

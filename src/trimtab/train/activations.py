@@ -62,8 +62,7 @@ class COMET(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         batch_norm: what becomes of inputs of batch normalisation: "bounded", "exact", or "rebuilt" from the result of
             the rectifier that reads the output, where one does, its result is kept as values, and nothing else reads
             the output; else "bounded". Rebuilding takes hardly any bytes, and approximates the input's gradient: no
-            bound holds for its error. In a residual network that alone put gradients of weights off by 0.02 to 0.11 of
-            their norm.
+            bound holds for its error.
         min_bytes: smaller tensors stay as they are.
     """
 
