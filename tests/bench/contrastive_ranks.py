@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.nn import functional as F  # noqa: N812
 
 from bench.contrastive_wire_ranks import BIAS, SCALE, losses, make_features, step
-from tests.dist.launch import join, leave
+from tests.dist.launch import join
 
 NUM = 6
 
@@ -43,4 +43,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    leave()

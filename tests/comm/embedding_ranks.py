@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 import trimtab.comm.embedding
-from tests.dist.launch import join, leave
+from tests.dist.launch import join
 from trimtab.bounds import Abs, Lossless, Rel
 from trimtab.comm import EmbeddingExchange
 from trimtab.comm.topology import all_to_all_bytes
@@ -204,4 +204,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    leave()

@@ -16,7 +16,7 @@ import xxhash
 from torch.distributed.device_mesh import init_device_mesh
 
 import trimtab.comm.exchange
-from tests.dist.launch import join, leave
+from tests.dist.launch import join
 from trimtab.codecs.sdp4bit import Groups
 from trimtab.comm import Exchange, Layout, Meter, Noise, Topology
 from trimtab.comm.topology import timeout_of
@@ -313,4 +313,3 @@ if __name__ == "__main__":
     for name in what.split(","):
         {do.__name__: do for do in (topologies, exchanges, repeats, faults, killed, sizes_differ)}[name]()
     print("done")
-    leave()

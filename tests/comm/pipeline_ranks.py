@@ -16,7 +16,7 @@ from torch.distributed.tensor.parallel import parallelize_module
 
 from bench import gpt
 from bench.tensor_ways import SDP4BIT, taco
-from tests.dist.launch import join, leave
+from tests.dist.launch import join
 from trimtab.comm import PipelineReceive, PipelineSend
 from trimtab.comm.channel import exchange_of
 
@@ -141,4 +141,3 @@ if __name__ == "__main__":
     {"schedules": schedules, "cube": cube}[what]()
     dist.barrier()
     dist.destroy_process_group()
-    leave()

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import trimtab.comm.exchange
-from tests.dist.launch import join, leave
+from tests.dist.launch import join
 from trimtab.codecs.sdp4bit import Groups
 from trimtab.comm import Exact as ExactMethod
 from trimtab.comm import SDP4Bit, Sharded
@@ -526,4 +526,3 @@ if __name__ == "__main__":
     if "disagreements" not in what:
         dist.barrier()
     print("done")
-    leave()

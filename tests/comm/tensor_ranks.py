@@ -19,7 +19,7 @@ from bench import gpt
 from bench.tensor_ranks import Trainer
 from bench.tensor_runs import SCALES
 from bench.tensor_ways import WAYS, bfloat16, sequence_parallel, stock, taco
-from tests.dist.launch import join, leave
+from tests.dist.launch import join
 from trimtab.codecs.sdp4bit import Groups
 from trimtab.codecs.taco import Float8
 from trimtab.codecs.wire import WireCodec
@@ -400,4 +400,3 @@ if __name__ == "__main__":
     for name in what.split("+"):
         scenarios[name]()
     dist.destroy_process_group()
-    leave()

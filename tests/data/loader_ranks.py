@@ -9,7 +9,7 @@ from collections import Counter
 import torch.distributed as dist
 
 from tests.data.numbered import Numbered, check
-from tests.dist.launch import join, leave
+from tests.dist.launch import join
 from trimtab.data import SOLAR, Tally
 from trimtab.data.tally import tallies
 
@@ -49,7 +49,6 @@ def main(folder: str, per_node: int, start: tuple[int, int]) -> None:
         assert set(reads.values()) == {1}
     loader.close()
     print("loaded")
-    leave()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.dist.launch import join, leave
+from tests.dist.launch import join
 from trimtab import waiting
 from trimtab.diagnose import Probe, hooks
 from trimtab.diagnose.frame import read
@@ -249,4 +249,3 @@ def faults(folder: Path, kind: str) -> None:
 if __name__ == "__main__":
     what, folder, kind = sys.argv[1:4]
     {"pair": pair, "solo": solo, "death": death, "full": full, "faults": faults}[what](Path(folder), kind)
-    leave()

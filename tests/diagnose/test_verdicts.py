@@ -292,8 +292,10 @@ class TestSlow:
         edges = np.zeros(4, EDGE)
         edges["rank"], edges["peer"], edges["sent"] = range(4), [3, 0, 1, 2], 10**9
         edges["busy"] = [0.02, 0.03, 0.8, 0.9]  # 2 -> 1 and 3 -> 2
+        edges["cost"], edges["cost_before"] = edges["busy"] / 1e8, np.nan
         assert run.verdict(edges=edges).ranks == (2,)
         edges["busy"] = [0.02, 0.03, 0.8, 0.02]
+        edges["cost"] = edges["busy"] / 1e8
         assert run.verdict(edges=edges).ranks == (1, 2)
 
     def test_both(self):

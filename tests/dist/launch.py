@@ -1,8 +1,13 @@
-"""Starts the ranks of a test, real processes that talk over the loopback, and lets them meet."""
+"""Starts the ranks of a test, real processes that talk over the loopback, and lets them meet.
+
+As a program, ``python -m tests.dist.launch MODULE ARGUMENTS...``, it is one rank.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -46,7 +51,7 @@ def run_ranks(
             with log.open("w") as file:
                 processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", module, *arguments],
+                        [sys.executable, "-m", "tests.dist.launch", module, *arguments],
                         cwd=ROOT,
                         env={**os.environ, **shared, "RANK": str(rank)},
                         stdout=file,
@@ -83,5 +88,22 @@ def join(name: str, folder: str, seconds: float = 60) -> None:
 
 def leave() -> None:
     """End a rank that has done its work: gloo's threads now and then abort a process that ends in the usual way."""
+    atexit._run_exitfuncs()
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(0)
+
+
+def main() -> None:
+    """Run a module as a program."""
+    del sys.argv[0]
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code:
+            raise
+    leave()
+
+
+if __name__ == "__main__":
+    main()

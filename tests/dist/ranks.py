@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import trimtab.dcp
-from tests.dist.launch import join, leave
+from tests.dist.launch import join
 from trimtab.errors import Corrupt, UsageError
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -166,4 +166,3 @@ if __name__ == "__main__":
         {"save_sharded": save_sharded, "load_resharded": load_resharded}[what](Path(where))
     finally:
         dist.destroy_process_group()
-    leave()

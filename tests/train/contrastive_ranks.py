@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.dist.launch import join, leave
+from tests.dist.launch import join
 from tests.train.objective import SCALE, VERSIONS, Towers, features, order, reference, relative, samples
 from trimtab.errors import NotFinite, SettingsDiffer, UsageError
 from trimtab.train import FastCLIP, accumulate
@@ -198,4 +198,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    leave()

@@ -64,7 +64,7 @@ def diagnose(
     timing = None
     if trace is not None:
         timing = time_trace(trace, limits, baseline)
-        verdict = slow(trace, timing, limits, baseline, edges, not_seen)
+        verdict = slow(trace, timing, limits, baseline, hosts, edges, not_seen)
         if verdict is not None:
             return verdict
         if baseline is not None and timing is not None:

@@ -16,6 +16,7 @@ import re
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,8 @@ from trimtab.diagnose.verdict import Host
 _MAX_STACK = 1 << 16
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 _DIAG, _BY_FAMILY, _DUMP, _ESTABLISHED, _INFO = 4, 20, 0x301, 1 << 1, 2
-_ACKED, _BUSY = 120, 168  # in the kernel's tcp_info: bytes, microseconds
+_ACKED, _BUSY, _FULL = 120, 168, 176  # in the kernel's tcp_info: bytes; microseconds, those with a full receiver
+_SECONDS = 5.0  # are looked at together, of connections and delays: one step of a slow job may take a second
 
 
 def stack_path(folder: str | os.PathLike[str], rank: int) -> Path:
@@ -69,23 +71,29 @@ def read_stack(folder: str | os.PathLike[str], rank: int) -> tuple[str, ...]:
 
 
 @dataclass
-class _Process:
-    """What was seen of a process at the last look."""
+class _Seen:
+    """What was seen at a look."""
 
-    ticks: int
     at: float
+    ticks: dict[int, int]
+    """Processor time by process."""
+    delays: dict[int, int]
+    """Nanoseconds that the threads of a process have waited for a processor."""
+    links: dict[tuple[int, int], tuple[int, int]]
+    """Bytes acknowledged and busy microseconds, by (sender, receiver)."""
 
 
 @dataclass
 class Watcher:
-    """Looks at the processes of a job's ranks, again and again: rates are over the time since the last look.
+    """Looks at the processes of a job's ranks, again and again.
+
+    Processor time is over the time since the last look; what connections carried, and how long processes waited for a
+    processor, over that since the first look of the last five seconds, or since the last look if that is longer ago.
 
     >>> hosts, edges = Watcher().look([])
     """
 
-    _processes: dict[int, _Process] = field(default_factory=dict)
-    _links: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
-    _linked_at: float = 0.0
+    _seen: deque[_Seen] = field(default_factory=deque)
 
     def look(self, files: Iterable[RankFile]) -> tuple[dict[int, Host], np.ndarray]:
         """Return what this host says about the ranks whose files were read, and their connections (`links.EDGE`).
@@ -96,15 +104,20 @@ class Watcher:
         """
         here = boot_id()
         mine = [file for file in files if here and file.boot == here]
+        now = _Seen(time.monotonic(), {}, {}, {})
+        while len(self._seen) > 1 and now.at - self._seen[0].at > _SECONDS:
+            self._seen.popleft()
         hosts = {}
         for file in mine:
             failed = bool((file.latest["flags"] & FAILED).any())
-            host = self._process(file)
+            host = self._process(file, now)
             if not file.finished and not (host.is_dead and failed):
                 hosts[file.rank] = host
-        return hosts, self._edges({file.pid: file.rank for file in mine if not file.finished})
+        edges = self._edges({file.pid: file.rank for file in mine if not file.finished}, now)
+        self._seen.append(now)
+        return hosts, edges
 
-    def _process(self, file: RankFile) -> Host:
+    def _process(self, file: RankFile, now: _Seen) -> Host:
         try:
             text = Path(f"/proc/{file.pid}/stat").read_bytes()
         except OSError:
@@ -113,26 +126,39 @@ class Watcher:
         asleep = time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
         if _started(values) > file.created + asleep + 1.0:
             return Host(state="X")  # the number belongs to another process now
-        now, ticks = time.monotonic(), int(values[11]) + int(values[12])
-        last = self._processes.get(file.pid)
-        self._processes[file.pid] = _Process(ticks, now)
-        share = None
-        if last is not None and now - last.at > 0.05:
-            share = round((ticks - last.ticks) / _TICKS / (now - last.at), 3)
-        return Host(state=values[0].decode(), cpu_share=share, stack=read_stack(file.path.parent, file.rank))
+        now.ticks[file.pid], now.delays[file.pid] = int(values[11]) + int(values[12]), _delay(file.pid)
+        share = delay = None
+        if self._seen:
+            last, first = self._seen[-1], self._seen[0]
+            if file.pid in last.ticks and now.at - last.at > 0.05:
+                ticks = now.ticks[file.pid] - last.ticks[file.pid]
+                share = round(ticks / _TICKS / (now.at - last.at), 3)
+            if file.pid in first.delays and now.at - first.at > 0.05:
+                delay = round((now.delays[file.pid] - first.delays[file.pid]) / 1e9 / (now.at - first.at), 3)
+        stack = read_stack(file.path.parent, file.rank)
+        return Host(state=values[0].decode(), cpu_share=share, delay_share=delay, stack=stack)
 
-    def _edges(self, ranks: dict[int, int]) -> np.ndarray:
-        now = time.monotonic()
-        window, self._linked_at = now - self._linked_at, now
-        counters, unsent = _connections(ranks)
-        before, self._links = self._links, counters
+    def _edges(self, ranks: dict[int, int], now: _Seen) -> np.ndarray:
+        now.links, unsent = _connections(ranks)
+        first = self._seen[0] if self._seen else now
         rows = []
-        for ends, (acked, busy) in counters.items():
-            if ends in before:
-                sent = max(acked - before[ends][0], 0)
-                share = max(busy - before[ends][1], 0) / 1e6 / window
-                rows.append((*ends, sent, unsent[ends], min(share, 1.0)))
+        for ends, (acked, busy) in now.links.items():
+            if self._seen and ends in first.links:
+                past, past_busy = first.links[ends]
+                sent, seconds = max(acked - past, 0), max(busy - past_busy, 0) / 1e6
+                costs = (s / n if n else np.nan for s, n in ((seconds, sent), (past_busy / 1e6, past)))
+                rows.append((*ends, sent, unsent[ends], min(seconds / (now.at - first.at), 1.0), *costs))
         return np.array(rows, EDGE)
+
+
+def _delay(pid: int) -> int:
+    """Nanoseconds that the threads of a process have waited for a processor; 0 where the kernel does not count it."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError, ValueError, IndexError):  # a thread may end
+                total += int(Path(entry.path, "schedstat").read_bytes().split()[1])
+    return total
 
 
 def _started(values: list[bytes]) -> float:
@@ -206,10 +232,10 @@ def _answer(data: bytes) -> tuple[bytes, bytes, int, int, int, int] | None:
         length, kind = struct.unpack_from("<HH", data, at)
         if length < 4:
             return None
-        if kind == _INFO and length - 4 >= _BUSY + 8:
+        if kind == _INFO and length - 4 >= _FULL + 8:
             info = data[at + 4 : at + length]
-            acked, busy = (struct.unpack_from("<Q", info, place)[0] for place in (_ACKED, _BUSY))
+            acked, busy, full = (struct.unpack_from("<Q", info, place)[0] for place in (_ACKED, _BUSY, _FULL))
             unsent = struct.unpack_from("<I", data, 60)[0]  # the queue: what was not sent, and not acknowledged
-            return source + ports[:2], target + ports[2:], inode, acked, unsent, busy
+            return source + ports[:2], target + ports[2:], inode, acked, unsent, busy - full
         at += -(-length // 4) * 4
     return None

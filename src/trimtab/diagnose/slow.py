@@ -14,6 +14,7 @@ one operation; here both parts are added up over the window, for noise makes som
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +23,7 @@ from trimtab.diagnose.divergence import op_name
 from trimtab.diagnose.frame import SYMMETRIC
 from trimtab.diagnose.links import slow_ranks
 from trimtab.diagnose.trace import Trace
-from trimtab.diagnose.verdict import Limits, Verdict, ranks_in_words
+from trimtab.diagnose.verdict import Host, Limits, Verdict, ranks_in_words
 from trimtab.kernels import load
 
 _LOW_QUANTILE = 0.1
@@ -30,6 +31,9 @@ _SCALE = 1.4826  # of the median deviation, to make it a standard deviation for 
 _EWMA = 0.1
 _NOISE = 0.02  # of what a rank works: no deviation is taken to be smaller
 _VOTES = 2 / 3  # of the slow operations must name the same ranks
+_EXPLAINED = 0.5  # of what is lost, if a rank waited for a processor for as long, that is why
+_STANDS_OUT = 3.0  # times as long as the others: then the rank's own host is to blame
+_PARTS = 4  # of the window: what holds in all but one of them lasts
 
 
 @dataclass
@@ -67,6 +71,8 @@ class Timing:
     """Seconds of these waited for data."""
     # of operations that all members have completed, in the window
     communicator: np.ndarray
+    part: np.ndarray
+    """In which quarter of the window it was."""
     kind: np.ndarray
     least: np.ndarray
     most: np.ndarray
@@ -74,6 +80,8 @@ class Timing:
     """The rank that was inside for the shortest time."""
     base: np.ndarray
     """Seconds that the transfer usually takes."""
+    before: np.ndarray
+    """The median of `most` before the window, in the same communicator; NaN where there were too few."""
     bases: dict[tuple[int, int], float]
 
 
@@ -89,7 +97,14 @@ def time_trace(trace: Trace, limits: Limits, baseline: Baseline | None = None) -
     np.maximum.at(ends, groups.ranks[known], columns["enter"][trace.start[known] + trace.count[known] - 1])
     np.minimum.at(begins, groups.ranks[known], columns["enter"][trace.start[known]])
     spans = (ends - begins)[ends >= 0]
-    window = min(limits.window_seconds * 1e9, float(np.median(spans)) / 2)
+    # where operations are few, as slow ones are, the window is long enough for some
+    room = np.full(groups.num_ranks, never)
+    num = 2 * limits.min_ops  # the latest may not be over
+    many = known[trace.count[known] >= num]
+    last = trace.start[many] + trace.count[many]
+    np.minimum.at(room, groups.ranks[many], ends[groups.ranks[many]] - columns["enter"][last - num])
+    wanted = max(limits.window_seconds * 1e9, float(np.median(room[ends >= 0])))
+    window = min(wanted, float(np.median(spans)) / 2)
     if window <= 0:
         return None
     sums, num_before = np.zeros((trace.count.size, 2, 4)), np.zeros(trace.count.size, np.int64)
@@ -103,15 +118,19 @@ def time_trace(trace: Trace, limits: Limits, baseline: Baseline | None = None) -
     operations = _operations(trace, num_before)
     if operations is None:
         return None
-    is_new, c, kind, least, most, late = operations
+    is_new, c, kind, enter, least, most, late = operations
+    quarter = (enter[is_new] - since[groups.start[c[is_new]]]) / window * _PARTS
     sizes = np.diff(groups.start)[c]
     keys, places = np.unique(kind.astype(np.int64) << 32 | sizes, return_inverse=True)
     order = np.argsort(places, kind="stable")
     cuts = np.searchsorted(places[order], np.arange(1, keys.size))
     base, bases = np.zeros(keys.size), {}
-    for i, part in enumerate(np.split(least[order], cuts)):
+    for i, at in enumerate(np.split(order, cuts)):
         key = (int(keys[i]) >> 32, int(keys[i]) & 0xFFFFFFFF)
-        bases[key] = base[i] = float(np.quantile(part, _LOW_QUANTILE))
+        old = least[at[~is_new[at]]]
+        # what was usual before; where there is no before, what is never worse than the quickest
+        found = np.median(old) if old.size >= limits.min_ops else np.quantile(least[at], _LOW_QUANTILE)
+        bases[key] = base[i] = float(found)
         if baseline is not None:
             base[i] = min(base[i], baseline.transfers.get(key, base[i]))
     return Timing(
@@ -120,17 +139,28 @@ def time_trace(trace: Trace, limits: Limits, baseline: Baseline | None = None) -
         work=of_rank[:, :, 2],
         waited=of_rank[:, :, 3],
         communicator=c[is_new],
+        part=np.clip(quarter, 0, _PARTS - 1).astype(np.int64),
         kind=kind[is_new],
         least=least[is_new],
         most=most[is_new],
         late=late[is_new],
         base=base[places][is_new],
+        before=_before(c[~is_new], most[~is_new], len(groups.names), limits)[c[is_new]],
         bases=bases,
     )
 
 
+def _before(c: np.ndarray, most: np.ndarray, num: int, limits: Limits) -> np.ndarray:
+    """The median of `most` by communicator, which `c` has in order; NaN where there are fewer than `limits.min_ops`."""
+    found = np.full(num, np.nan)
+    for part in np.split(np.arange(c.size), np.flatnonzero(np.diff(c)) + 1):
+        if part.size >= limits.min_ops:
+            found[c[part[0]]] = np.median(most[part])
+    return found
+
+
 def _operations(trace: Trace, num_before: np.ndarray) -> tuple[np.ndarray, ...] | None:
-    """The operations that all members have completed: is it in the window, communicator, kind, least, most, late."""
+    """What all members have completed: is it in the window, communicator, kind, start (ns), least, most, late."""
     kernels, groups = load("rings"), trace.groups
     sizes, at = np.diff(groups.start), groups.start[:-1]
     if not sizes.size or not sizes.all():
@@ -153,13 +183,15 @@ def _operations(trace: Trace, num_before: np.ndarray) -> tuple[np.ndarray, ...] 
         part = slice(offsets[k], offsets[k + 1])
         blocks = trace.blocks(k)
         kernels.spread(*blocks, inside, int(lows[k]), least[part], most[part], who[part], num[part])
-    kind = trace.columns["kind"][trace.start[at[c]] + seq - trace.first[at[c]]]
+    place = trace.start[at[c]] + seq - trace.first[at[c]]
+    kind, enter = trace.columns["kind"][place], trace.columns["enter"][place]
     good = num == sizes[c]
     if not good.any():
         return None
     late = groups.ranks[groups.start[c] + np.maximum(who, 0)]
     is_new = seq >= splits[c]
-    return is_new[good], c[good], kind[good], least[good].astype(float), most[good].astype(float), late[good]
+    least, most = least.astype(float), most.astype(float)
+    return tuple(x[good] for x in (is_new, c, kind, enter, least, most, late))
 
 
 def slow(
@@ -167,6 +199,7 @@ def slow(
     timing: Timing | None,
     limits: Limits,
     baseline: Baseline | None,
+    hosts: Mapping[int, Host],
     edges: np.ndarray | None,
     not_seen: list[str],
 ) -> Verdict | None:
@@ -185,6 +218,12 @@ def slow(
     if votes < _VOTES:
         late_ranks = late_ranks[:0]
     transfer, slow_groups = _transfers(trace, timing, limits)
+    if not late_ranks.size and not slow_groups.size and edges is not None:
+        transfer, slow_groups = _waits(trace, timing, limits, edges)
+    if late_ranks.size or slow_groups.size:
+        late_ranks, slow_groups = _not_starved(
+            trace, timing, hosts, edges, late_ranks, slow_groups, excess, transfer, not_seen
+        )
     if not late_ranks.size and not slow_groups.size:
         return None
     lateness = float(excess[late_ranks].max()) if late_ranks.size else 0.0
@@ -200,7 +239,7 @@ def slow(
     if late_ranks.size:
         measures |= vote_measures
         late_words = [*_lateness_in_words(timing, late_ranks, excess), *vote_words]
-    link_ranks, link_words, link_confidence = _links(trace, timing, slow_groups, edges, not_seen)
+    link_ranks, link_words, link_confidence = _links(trace, timing, limits, slow_groups, edges, not_seen)
     if p > limits.beta:
         kind, ranks, evidence = "S1", tuple(late_ranks.tolist()), late_words
         # strong where it stands out, and where the operations name it too
@@ -280,7 +319,8 @@ def _usual_of_peers(trace: Trace, timing: Timing, each: np.ndarray) -> np.ndarra
 
 
 def _late_ranks(trace: Trace, timing: Timing, limits: Limits, excess: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    candidates = np.flatnonzero((excess >= limits.share * timing.window) & (deviation >= limits.deviations))
+    cost = max(limits.share * timing.window, limits.min_cost)
+    candidates = np.flatnonzero((excess >= cost) & (deviation >= limits.deviations))
     if not candidates.size:
         return candidates
     candidates = candidates[excess[candidates] >= 0.5 * excess[candidates].max()]
@@ -292,23 +332,84 @@ def _late_ranks(trace: Trace, timing: Timing, limits: Limits, excess: np.ndarray
     num_slow = np.bincount(timing.communicator[is_slow], minlength=len(trace.groups.names))
     slow_ops = np.zeros(trace.groups.num_ranks)
     np.maximum.at(slow_ops, trace.groups.ranks, num_slow[trace.groups.communicator])
-    return candidates[(worst[candidates] >= 0.5 * excess[candidates]) & (slow_ops[candidates] >= 2)]
+    candidates = candidates[(worst[candidates] >= 0.5 * excess[candidates]) & (slow_ops[candidates] >= 2)]
+    mine = np.isin(timing.late, candidates)
+    lost = np.bincount(timing.part[mine], (timing.most - timing.least)[mine], _PARTS)
+    return candidates if _lasts(lost) else candidates[:0]
+
+
+def _not_starved(
+    trace: Trace,
+    timing: Timing,
+    hosts: Mapping[int, Host],
+    edges: np.ndarray | None,
+    late_ranks: np.ndarray,
+    slow_groups: np.ndarray,
+    excess: np.ndarray,
+    transfer: np.ndarray,
+    not_seen: list[str],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The late ranks and slow communicators but for those whose processes merely wait for a processor.
+
+    A rank that does so much longer than the others stays, for then its host is to blame, and so do communicators if
+    there are slow connections.
+    """
+    groups = trace.groups
+    delay = np.array([hosts.get(rank, Host()).delay_share or 0.0 for rank in range(groups.num_ranks)])
+    seconds = delay * timing.window
+    is_explained = seconds[late_ranks] > _EXPLAINED * excess[late_ranks]
+    if (is_explained & (delay[late_ranks] < _STANDS_OUT * _lower_median(delay))).any():
+        late_ranks = late_ranks[:0]
+    if slow_groups.size and (edges is None or not slow_ranks(edges)[0]):
+        most = np.array([seconds[groups.ranks[groups.members(c)]].max() for c in slow_groups.tolist()])
+        slow_groups = slow_groups[most <= _EXPLAINED * transfer[slow_groups]]
+    if not late_ranks.size and not slow_groups.size:
+        not_seen.append(f"slowness beside a busy host: ranks wait for a processor for {delay.max():.0%} of the time")
+    return late_ranks, slow_groups
 
 
 def _transfers(trace: Trace, timing: Timing, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
     """For each communicator the seconds that its transfers took more than usual in the window, and which are slow."""
-    num = len(trace.groups.names)
-    counts = np.bincount(timing.communicator, minlength=num)
-    is_long = timing.least > _slow_from(timing, limits)
-    excess = np.where(timing.least - timing.base > limits.min_seconds, timing.least - timing.base, 0)
-    more = np.bincount(timing.communicator, np.maximum(excess, 0), num)
-    slow_counts = np.bincount(timing.communicator[is_long], minlength=num)
-    is_slow = (more >= limits.share * timing.window) & (slow_counts * 2 > counts) & (counts >= 2)
-    return more, np.flatnonzero(is_slow)
+    more = timing.least - timing.base
+    more = np.where(more > limits.min_seconds, more, 0)
+    return _longer(trace, timing, limits, more, timing.least > _slow_from(timing, limits))
+
+
+def _waits(trace: Trace, timing: Timing, limits: Limits, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `_transfers`, of what is waited for though nobody comes late, where a slow connection explains it.
+
+    Who sends may be done long before the bytes have arrived, since the system takes them over. To those who wait for
+    them the sender then looks late.
+    """
+    groups = trace.groups
+    more = np.fmax(timing.most - timing.before, 0)
+    is_long = more > np.maximum((limits.times - 1) * timing.before, limits.min_seconds)
+    more, found = _longer(trace, timing, limits, more, is_long)
+    if not found.size:
+        return more, found
+    return more, np.intersect1d(found, groups.communicator[np.isin(groups.ranks, slow_ranks(edges)[0])])
+
+
+def _longer(
+    trace: Trace, timing: Timing, limits: Limits, more: np.ndarray, is_long: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each communicator the sum of `more` (seconds, by operation), and where that is a fault."""
+    num, c = len(trace.groups.names), timing.communicator
+    by_part = np.bincount(c * _PARTS + timing.part, more, num * _PARTS).reshape(num, _PARTS)
+    total = by_part.sum(1)
+    is_fault = (total >= limits.share * timing.window) & _lasts(by_part)
+    is_fault &= 2 * np.bincount(c, is_long, num) > np.bincount(c, minlength=num)
+    is_fault &= total.max(initial=0, where=is_fault) >= limits.min_cost  # of all that are, one must cost enough
+    return total, np.flatnonzero(is_fault)
 
 
 def _links(
-    trace: Trace, timing: Timing, slow_groups: np.ndarray, edges: np.ndarray | None, not_seen: list[str]
+    trace: Trace,
+    timing: Timing,
+    limits: Limits,
+    slow_groups: np.ndarray,
+    edges: np.ndarray | None,
+    not_seen: list[str],
 ) -> tuple[tuple[int, ...], list[str], float]:
     """The ranks behind slow transfers, why, and how sure that is."""
     if not slow_groups.size:
@@ -316,12 +417,16 @@ def _links(
     groups = trace.groups
     in_slow = np.isin(timing.communicator, slow_groups)
     times = np.median(timing.least[in_slow] / np.maximum(timing.base[in_slow], 1e-12))
+    is_plain = times > limits.times
+    if not is_plain:  # see `_waits`
+        times = np.nanmedian(timing.most[in_slow] / np.maximum(timing.before[in_slow], 1e-12))
     names = ", ".join(repr(groups.names[c]) for c in slow_groups[:4])
     names += ", ..." if slow_groups.size > 4 else ""
     where = (
         f"in 1 communicator ({names})" if slow_groups.size == 1 else f"in {slow_groups.size} communicators ({names})"
     )
-    words = [f"{where} even the last to come is inside for {times:.1f} times the usual time"]
+    who = "even the last to come is inside" if is_plain else "though nobody comes late, ranks wait"
+    words = [f"{where} {who} for {times:.1f} times the usual time"]
     if edges is not None and edges.size:
         ranks, why = slow_ranks(edges)
         if ranks:
@@ -401,6 +506,11 @@ def _costliest(timing: Timing, late: np.ndarray | None, slow_groups: np.ndarray)
 def _slow_from(timing: Timing, limits: Limits) -> np.ndarray:
     """From how many seconds on each operation is slow."""
     return np.maximum(limits.times * timing.base, timing.base + limits.min_seconds)
+
+
+def _lasts(by_part: np.ndarray) -> np.ndarray:
+    """Whether something holds on over the parts of the window (the last axis), but for one: a burst does not."""
+    return np.partition(by_part, 1)[..., 1] >= by_part.mean(-1) / 3
 
 
 def _lower_median(values: np.ndarray) -> float:

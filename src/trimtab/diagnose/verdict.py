@@ -35,6 +35,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """And it must take so much longer: what a shared processor's scheduling does to a process is no fault."""
     share: float = 0.05
     """What costs a smaller share of the time does not count."""
+    min_cost: float = 0.25
+    """Seconds of the window that must be lost: of a job that has only begun, slowness tells nothing."""
     alpha: float = 0.2
     """Below this share of lateness in what is lost, slowness is S2."""
     beta: float = 0.8
@@ -52,6 +54,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """As in ``/proc/<pid>/stat``: T stopped, D waiting for a disk, Z or X dead (X also where it is gone)."""
     cpu_share: float | None = None
     """Processor time per time, since the last look: about 1 in a busy loop, 0 asleep."""
+    delay_share: float | None = None
+    """Time that its threads were ready to run and waited for a processor, per time; above 1 where several did."""
     stack: tuple[str, ...] = ()
     """The Python functions that it is in, the innermost last."""
 
