@@ -11,7 +11,7 @@ from trimtab import diagnose as tt_diagnose
 from trimtab.diagnose import Baseline, Host, Limits, Snapshot, diagnose, diagnose_folder
 from trimtab.diagnose.analyze import hang_limit
 from trimtab.diagnose.groups import Groups
-from trimtab.diagnose.links import EDGE
+from trimtab.diagnose.links import EDGE, slow_ranks
 from trimtab.diagnose.simulate import TRUTH, Fault, Job
 from trimtab.diagnose.verdict import ranks_in_words
 from trimtab.errors import UsageError
@@ -261,6 +261,36 @@ class TestHangsOfFewStates:
         assert (verdict.kind, verdict.ranks) == ("H3", ranks)
 
 
+def connections(pairs, *, busy, cost, before, sent=10**6):
+    """Edges that carry data."""
+    edges = np.zeros(len(pairs), EDGE)
+    edges["rank"], edges["peer"] = np.transpose(pairs)
+    edges["sent"], edges["busy"], edges["cost"], edges["cost_before"] = sent, busy, cost, before
+    return edges
+
+
+RING = [(0, 1), (1, 2), (2, 3), (3, 0)]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "busy", "cost", "before", "ranks"),
+    [
+        (RING, [0.02, 0.9, 0.9, 0.02], [1e-8, 1e-6, 1e-6, 1e-8], [1e-8] * 4, (2,)),
+        (RING, [0.02, 0.9, 0.9, 0.02], [1e-8, 1e-6, 1e-6, 1e-8], [np.nan] * 4, (2,)),
+        (RING, [0.02, 0.9, 0.02, 0.02], [1e-8, 1e-6, 1e-8, 1e-8], [1e-8] * 4, (1, 2)),
+        ([(0, 1), (1, 0)], [0.5, 0.4], [1e-6, 9e-7], [2e-8, 3e-8], (0, 1)),  # no other, but their own past
+        ([(0, 1), (1, 0)], [0.5, 0.4], [1e-6, 9e-7], [8e-7, 8e-7], ()),
+        (RING, [0.9, 0.9, 0.8, 0.9], [1e-6] * 4, [np.nan] * 4, ()),
+        (RING, [0.2, 0.01, 0.3, 0.01], [5e-8, 0, 4e-8, 1e-9], [4e-8, 4e-8, 1e-8, 1e-9], (2, 3)),
+        (RING, [0.2, 0.01, 0.3, 0.01], [5e-8, 0, 4e-8, 1e-9], [4e-8, 4e-8, 4e-8, 1e-9], ()),  # as ever
+    ],
+)
+def test_slow_connections(pairs, busy, cost, before, ranks):
+    found, words = slow_ranks(connections(pairs, busy=busy, cost=cost, before=before))
+    assert found == ranks
+    assert bool(words) == bool(ranks)
+
+
 class TestSlow:
     job = Job(tensor=2, pipeline=2, data=2)
 
@@ -297,6 +327,48 @@ class TestSlow:
         edges["busy"] = [0.02, 0.03, 0.8, 0.02]
         edges["cost"] = edges["busy"] / 1e8
         assert run.verdict(edges=edges).ranks == (1, 2)
+
+    def test_a_burst_is_no_fault(self):
+        """What is slow for a quarter of the window, and then as ever, is over."""
+        job = Job(data=4, micro_batches=1)
+        run = job.run(num_steps=60)
+        trace = run.trace()
+        for begin, end, kind in ((0.6, 0.7, "healthy"), (0.55, 1.0, "S2")):
+            for start, count in zip(trace.start, trace.count, strict=True):
+                trace.columns["inside"][start + int(begin * count) : start + int(end * count)] += 0.5
+            assert diagnose(run.snapshot(), trace).kind == kind
+
+    @pytest.mark.parametrize(
+        ("one", "kind"), [(Fault("slow", 2, 14, factor=3.0), "S1"), (Fault("link", 2, 14, factor=60.0), "S2")]
+    )
+    def test_ranks_that_wait_for_a_processor(self, one, kind):
+        run = Job(data=4, micro_batches=1).run(faults=[one], num_steps=40)
+        starved = {rank: Host(state="R", delay_share=0.9) for rank in range(4)}
+        assert run.verdict(hosts={rank: Host(state="S", delay_share=0.01) for rank in range(4)}).kind == kind
+        verdict = run.verdict(hosts=starved)
+        assert verdict.kind == "healthy"
+        assert any("wait for a processor for 90% of the time" in line for line in verdict.not_seen)
+        alone = run.verdict(hosts={2: Host(state="R", delay_share=0.9)})
+        assert (alone.kind, alone.ranks) == (("S1", (2,)) if kind == "S1" else ("healthy", ()))
+
+    def test_a_sender_that_is_done_before_its_bytes_arrive(self):
+        """Between two ranks the transfer then seems short, and the receiver waits for nobody."""
+        run = Job(pipeline=4, micro_batches=2).run(num_steps=40)
+        trace = run.trace()
+        groups, inside = trace.groups, trace.columns["inside"]
+        for c in np.flatnonzero(groups.p2p).tolist():
+            start, _, count = trace.blocks(c)
+            inside[start[0] : start[0] + count[0]] = 1e-5  # the sender is the first
+            if 1 in groups.ranks[groups.members(c)]:
+                inside[start[1] + count[1] // 2 : start[1] + count[1]] += 0.25
+        snapshot = run.snapshot()
+        assert diagnose(snapshot, trace).kind == "healthy"
+        pairs = [(0, 1), (1, 0), (1, 2), (2, 1), (2, 3), (3, 2)]
+        slow = [1.0 if 1 in pair else 0.02 for pair in pairs]
+        edges = connections(pairs, busy=[0.25 * x for x in slow], cost=[1e-6 * x for x in slow], before=[2e-8] * 6)
+        verdict = diagnose(snapshot, trace, edges=edges)
+        assert (verdict.kind, verdict.ranks) == ("S2", (1,)), str(verdict)
+        assert "though nobody comes late, ranks wait" in verdict.evidence[0]
 
     def test_both(self):
         faults = [Fault("slow", rank=1, step=12, factor=3.0), Fault("link", rank=1, step=12, factor=9.0)]

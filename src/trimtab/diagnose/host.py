@@ -17,7 +17,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,21 +98,15 @@ class Watcher:
     def look(self, files: Iterable[RankFile]) -> tuple[dict[int, Host], np.ndarray]:
         """Return what this host says about the ranks whose files were read, and their connections (`links.EDGE`).
 
-        Ranks that run on other hosts, that have finished, or whose operation ended by an error are left out: that the
-        process of the latter is gone says that another one is wrong. The first look knows no rates: its `cpu_share` is
-        None, and it has no edges.
+        Ranks that run on other hosts are left out, and those of whom it says nothing (`telling`). The first look knows
+        no rates: its shares are None, and it has no edges.
         """
         here = boot_id()
         mine = [file for file in files if here and file.boot == here]
         now = _Seen(time.monotonic(), {}, {}, {})
         while len(self._seen) > 1 and now.at - self._seen[0].at > _SECONDS:
             self._seen.popleft()
-        hosts = {}
-        for file in mine:
-            failed = bool((file.latest["flags"] & FAILED).any())
-            host = self._process(file, now)
-            if not file.finished and not (host.is_dead and failed):
-                hosts[file.rank] = host
+        hosts = telling({file.rank: self._process(file, now) for file in mine}, mine)
         edges = self._edges({file.pid: file.rank for file in mine if not file.finished}, now)
         self._seen.append(now)
         return hosts, edges
@@ -159,6 +153,16 @@ def _delay(pid: int) -> int:
             with contextlib.suppress(OSError, ValueError, IndexError):  # a thread may end
                 total += int(Path(entry.path, "schedstat").read_bytes().split()[1])
     return total
+
+
+def telling(hosts: Mapping[int, Host], files: Iterable[RankFile]) -> dict[int, Host]:
+    """Leave out ranks that have finished, and those that are gone since an operation failed: another one is wrong."""
+    silent = set()
+    for file in files:
+        failed = bool((file.latest["flags"] & FAILED).any())
+        if file.finished or (failed and file.rank in hosts and hosts[file.rank].is_dead):
+            silent.add(file.rank)
+    return {rank: host for rank, host in hosts.items() if rank not in silent}
 
 
 def _started(values: list[bytes]) -> float:

@@ -22,23 +22,29 @@ EDGE = np.dtype(
 """One direction of a connection over a window of time, as its sender's host sees it."""
 
 _DATA = 0.1  # of the most that an edge carried: less is no data, but keeping in touch
-_BUSY, _TIMES, _ALIKE = 0.15, 4.0, 3.0
+_BUSY, _VERY, _TIMES, _ALIKE = 0.15, 0.5, 4.0, 3.0
+_QUICK = 1e-9  # seconds for a byte: what takes less is not told apart by the kernel's ticks
 
 
 def slow_ranks(edges: np.ndarray) -> tuple[tuple[int, ...], list[str]]:
     """Return the ranks at which the slow connections meet, and why; nobody where there are none.
 
-    Of the edges that carry data those are slow that were busy for at least 0.15 of the time, took 4 times as long for a
-    byte as the quickest quarter or as they themselves did before, and a third of the longest of all at least: short
-    messages take as long as their receiver waits to acknowledge them, about 40 ms. One slow edge alone names both of
-    its ends.
+    Of the edges that carry data those are slow that were busy for at least 0.15 of the time, and took for a byte four
+    times as long as the quickest quarter, four times as long as they themselves did before (or were busy for half of
+    the time), and a third of the longest of all at least. Short messages take as long as their receiver waits to
+    acknowledge them, about 40 ms, so that none of these would do alone. One slow edge alone names both of its ends.
     """
     data = edges[edges["sent"] >= _DATA * max(int(edges["sent"].max(initial=0)), 1)]
     if data.size < 2:
         return (), []
-    cost = data["cost"]
-    usual = np.fmin(np.quantile(cost, 0.25, method="lower"), data["cost_before"])
-    is_slow = (data["busy"] >= _BUSY) & (cost >= _TIMES * usual) & (cost >= cost.max() / _ALIKE)
+    cost, before = data["cost"], data["cost_before"]
+    usual = max(float(np.quantile(cost, 0.25, method="lower")), _QUICK)
+    own = np.where(np.isnan(before), usual, np.maximum(before, _QUICK))
+    has_changed = cost >= _TIMES * own
+    is_worse = (cost >= _TIMES * usual) | (has_changed & (own <= usual))
+    is_slow = (
+        is_worse & (has_changed | (data["busy"] >= _VERY)) & (data["busy"] >= _BUSY) & (_ALIKE * cost >= cost.max())
+    )
     slow = data[is_slow]
     if not slow.size:
         return (), []
@@ -46,8 +52,8 @@ def slow_ranks(edges: np.ndarray) -> tuple[tuple[int, ...], list[str]]:
     best = ranks[counts == counts.max()]
     words = [
         f"{edge['rank']} -> {edge['peer']} was busy sending for {edge['busy']:.0%} of the time,"
-        f" {1e-6 / edge['cost']:.3g} MB/s, usual are {1e-6 / max(own, 1e-12):.3g}"
-        for edge, own in sorted(zip(slow, usual[is_slow], strict=True), key=lambda pair: -pair[0]["busy"])[:4]
+        f" at {1e-6 / edge['cost']:.3g} MB/s; {1e-6 / max(past, usual):.3g} are usual"
+        for edge, past in sorted(zip(slow, own[is_slow], strict=True), key=lambda pair: -pair[0]["busy"])[:4]
     ]
     return tuple(best.tolist()), words
 

@@ -222,7 +222,7 @@ def slow(
         transfer, slow_groups = _waits(trace, timing, limits, edges)
     if late_ranks.size or slow_groups.size:
         late_ranks, slow_groups = _not_starved(
-            trace, timing, hosts, edges, late_ranks, slow_groups, excess, transfer, not_seen
+            trace, timing, hosts, late_ranks, slow_groups, excess, transfer, not_seen
         )
     if not late_ranks.size and not slow_groups.size:
         return None
@@ -342,7 +342,6 @@ def _not_starved(
     trace: Trace,
     timing: Timing,
     hosts: Mapping[int, Host],
-    edges: np.ndarray | None,
     late_ranks: np.ndarray,
     slow_groups: np.ndarray,
     excess: np.ndarray,
@@ -351,8 +350,7 @@ def _not_starved(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The late ranks and slow communicators but for those whose processes merely wait for a processor.
 
-    A rank that does so much longer than the others stays, for then its host is to blame, and so do communicators if
-    there are slow connections.
+    A rank that does so much longer than the others stays, for then its host is to blame.
     """
     groups = trace.groups
     delay = np.array([hosts.get(rank, Host()).delay_share or 0.0 for rank in range(groups.num_ranks)])
@@ -360,7 +358,7 @@ def _not_starved(
     is_explained = seconds[late_ranks] > _EXPLAINED * excess[late_ranks]
     if (is_explained & (delay[late_ranks] < _STANDS_OUT * _lower_median(delay))).any():
         late_ranks = late_ranks[:0]
-    if slow_groups.size and (edges is None or not slow_ranks(edges)[0]):
+    if slow_groups.size:
         most = np.array([seconds[groups.ranks[groups.members(c)]].max() for c in slow_groups.tolist()])
         slow_groups = slow_groups[most <= _EXPLAINED * transfer[slow_groups]]
     if not late_ranks.size and not slow_groups.size:

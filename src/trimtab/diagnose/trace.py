@@ -31,7 +31,7 @@ class Trace:
     COLUMNS: ClassVar[dict[str, str]] = {
         "enter": "i8",  # ns on the clock of the rank's host
         "inside": "f4",  # seconds; NaN while it goes on
-        "outside": "f4",  # seconds since the rank was last inside anything that it waited for
+        "outside": "f4",  # seconds since the rank was last inside anything
         "waited": "f4",  # seconds of these waited for data
         "signature": "u4",
         "site": "u4",

@@ -12,7 +12,7 @@ import numpy as np
 
 from trimtab.diagnose.analyze import hang_limit
 from trimtab.diagnose.frame import RankFile, boot_id
-from trimtab.diagnose.host import Watcher
+from trimtab.diagnose.host import Watcher, telling
 from trimtab.diagnose.look import Look
 from trimtab.diagnose.report import OVER
 from trimtab.diagnose.slow import Baseline
@@ -88,6 +88,9 @@ class Watch:
         with_trace = is_over or begun >= self._rested_at
         look = Look.of_folder(self.folder, with_trace=with_trace)
         hosts, edges = self._observe(look.files)
+        if any(host.is_dead for host in hosts.values()):  # what was read may be older than their end
+            look = Look.of_folder(self.folder, with_trace=with_trace)
+            hosts = telling(hosts, look.files)
         ended = _has_ended(look, gone(look.files)[0])
         if ended or is_over:
             verdict = _autopsy(look, self._limits)

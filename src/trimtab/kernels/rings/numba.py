@@ -6,12 +6,12 @@ import numpy as np
 from numba import types
 
 from trimtab.kernels.jit import kernel
-from trimtab.kernels.rings.ref import ASYNC, AWAITED, LOW, MAX_SITES
+from trimtab.kernels.rings.ref import LOW, MAX_SITES
 from trimtab.kernels.words import leading_zeros
 
-__all__ = ["ASYNC", "AWAITED", "LOW", "MAX_SITES", "differing", "drifting", "place", "scan", "spread", "totals"]
+__all__ = ["LOW", "MAX_SITES", "differing", "drifting", "place", "scan", "spread", "totals"]
 
-_LOW, _ASYNC, _EITHER, _MAX_SITES = np.uint64(LOW), ASYNC, ASYNC | AWAITED, MAX_SITES
+_LOW, _MAX_SITES = np.uint64(LOW), MAX_SITES
 _MAX_TIME = np.uint64(1 << 62)
 _TABLE = 4 * MAX_SITES  # places of the table of sites; a power of two
 u64, u32, i64, i32, f32 = np.uint64, np.uint32, np.int64, np.int32, np.float32
@@ -118,8 +118,7 @@ def place(words, newest, first, last, start, enter, inside, outside, waited, sig
                 outside[at] = f32(i64(entered - free) * 1e-9) if entered > free else f32(0)
             else:
                 outside[at] = _NAN
-        flags = words[i, 0] >> u64(56)
-        if is_good and flags & u64(_EITHER) != u64(_ASYNC) and left > free:
+        if is_good and left > free:
             free = left
         if wants_waited:
             waited[at] = f32(i64(words[i, 7] & _LOW) * 1e-6)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import numpy as np
 
 LOW = 0xFFFFFFFF
-ASYNC, AWAITED = 1, 2
 MAX_SITES = 1024
 
 
@@ -66,19 +65,19 @@ def place(
 
     `newest`, `first` and `last` are those of `scan`. Columns: `enter` (int64, ns), `inside` (float32, seconds; NaN
     while inside, or where the times contradict each other), `outside` (float32, seconds since the rank was last inside
-    any operation for which it waited; 0 where operations overlap, NaN for the ring's first), `waited` (float32, seconds
+    any operation; 0 where operations overlap, NaN for the ring's first), `waited` (float32, seconds
     waited for data), `signature`, `site`, `step` (uint32), `kind` (uint16: op * 256 + bits of the number of bytes).
     Places without a record keep what they hold. A column of length 0 is not wanted, and left alone.
     """
     capacity = words.shape[0]
     is_whole = (words[:, 2] != 0) & _whole(words, first.size)
-    free = 0  # when the rank left the last operation for which it waited
+    free = 0  # when the rank was last inside any operation
     for number in range(newest - capacity + 1, newest + 1):
         record = words[number % capacity]
         w = [int(word) for word in record]
         if not is_whole[number % capacity] or w[0] & LOW != number & LOW:
             continue
-        communicator, op, flags = w[0] >> 32 & 0xFFFF, w[0] >> 48 & 0xFF, w[0] >> 56
+        communicator, op = w[0] >> 32 & 0xFFFF, w[0] >> 48 & 0xFF
         if not first[communicator] <= w[1] <= last[communicator]:
             continue
         at = int(start[communicator] + w[1] - first[communicator])
@@ -96,7 +95,7 @@ def place(
         for column, value in values:
             if column.size:
                 column[at] = value
-        if is_good and flags & (ASYNC | AWAITED) != ASYNC:
+        if is_good:
             free = max(free, w[3])
 
 
