@@ -191,7 +191,9 @@ while True:
 import sys
 from trimtab.diagnose.frame import Writer, frame_path
 writer = Writer(frame_path(sys.argv[1], 0), rank=0, world_size=2)
-number = writer.enter(writer.prepare(writer.communicator("world", [0, 1]), "barrier", 7))
+call = writer.prepare(writer.communicator("world", [0, 1]), "barrier", 7)
+number = writer.enter(call)
+writer.enter(call)  # another one was begun before
 if sys.argv[2] == "failed": writer.failed(number)
 """
         for what, expected in (("failed", {}), ("died", {0: Host(state="X")})):

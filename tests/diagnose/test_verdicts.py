@@ -98,6 +98,19 @@ class TestSkipped:
         assert (verdict.kind, verdict.ranks) == ("H2", (2,))
         assert "still runs" in " ".join(verdict.evidence)
 
+    def test_of_two_the_one_that_left_a_step_out_is_named(self):
+        job = Job(data=2, micro_batches=1)
+        run = job.run(num_steps=20)
+        for rank, offset in ((0, 0), (1, 1)):
+            mine = run.words[rank]
+            late = (mine[:, 2] > 0) & (mine[:, 6] & np.uint64(0xFFFFFFFF) >= 12)
+            mine[late, 6] += np.uint64(offset)  # rank 1 has gone from step 11 to step 13
+            early = (mine[:, 2] > 0) & (mine[:, 6] & np.uint64(0xFFFFFFFF) < 2)
+            mine[early, 6] &= np.uint64(0xFFFFFFFF << 32)  # no step is announced before the first
+        verdict = run.verdict()
+        assert (verdict.kind, verdict.ranks) == ("H2", (1,)), str(verdict)
+        assert "still runs" in " ".join(verdict.evidence)
+
     def test_without_tags_the_verdict_says_that_it_would_not_see_it(self):
         job = Job(tensor=4, steps_announced=False, sites_known=False)
         verdict = job.run(num_steps=12).verdict()

@@ -137,6 +137,20 @@ def test_a_dead_rank_is_seen_at_once(tmp_path):
     assert "its process is dead" in view.verdict.summary
 
 
+def test_what_died_is_read_again(tmp_path):
+    """A rank may fail and end between the reading of its file and the look at its process."""
+    jobs = ranks(tmp_path, 3)
+    jobs[0][0].enter(jobs[0][1])
+    leave_behind(tmp_path, 1)
+
+    def observe(files):
+        jobs[2][0].failed(jobs[2][0].enter(jobs[2][1]))
+        return {1: Host(state="X"), 2: Host(state="X")}, None
+
+    view = Watch(tmp_path, observe=observe).look()
+    assert (view.verdict.kind, view.verdict.ranks) == ("H1", (1,))
+
+
 def test_a_job_that_is_over_is_told_by_who_was_missing(tmp_path):
     """All processes are gone, which says nothing about any one of them."""
     for rank in range(3):

@@ -7,6 +7,7 @@ their place: whether it has ever made these, in this order, before.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -16,18 +17,21 @@ from trimtab.diagnose.trace import Trace
 _LATEST = 24  # operations that are compared where steps are not known
 
 
-def changed(trace: Trace | None, ranks: Iterable[int]) -> tuple[int, ...]:
-    """Return which of these ranks leave the way of their own step before; none where that is not known for all."""
+def changed(trace: Trace | None, ranks: Iterable[int], since: int = 0) -> tuple[int, ...]:
+    """Return which of these ranks leave the way of their own step before; none where that is not known for all.
+
+    Looked at is the latest step; with `since`, all from this one on, each against the one before it.
+    """
     if trace is None:
         return ()
-    verdicts = {rank: _has_changed(trace, rank) for rank in ranks}
+    verdicts = {rank: _has_changed(trace, rank, since) for rank in ranks}
     if None in verdicts.values():
         return ()
     return tuple(rank for rank, is_changed in verdicts.items() if is_changed)
 
 
-def _has_changed(trace: Trace, rank: int) -> bool | None:
-    """Whether the operations of the latest step are no beginning of the ones in the step before; None: unknown."""
+def _has_changed(trace: Trace, rank: int, since: int) -> bool | None:
+    """Whether a step is not what the one before it was, or is missing; None: unknown."""
     mine = np.flatnonzero((trace.groups.ranks == rank) & (trace.count > 0))
     if not mine.size:
         return None
@@ -37,14 +41,21 @@ def _has_changed(trace: Trace, rank: int) -> bool | None:
     order = np.argsort(columns["enter"], kind="stable")
     step = columns["step"][order]
     rows = np.stack([communicator, columns["signature"], columns["site"], columns["kind"]], 1)[order].astype(np.int64)
-    if not step.all():
+    if not step.any():
         return _is_new(rows)
-    numbers = np.unique(step)
-    if numbers.size < 3:  # the oldest may have been overwritten in part
+    numbers = np.unique(step[step > 0]).tolist()  # 0: before the first
+    if len(numbers) < 3:  # the oldest may have been overwritten in part
         return None
-    now, before = rows[step == numbers[-1]], rows[step == numbers[-2]]
-    num = min(len(now), len(before))
-    # a step that has become longer has changed; one that is shorter may just not be over
+    return any(
+        now > before + 1 or _differs(rows[step == now], rows[step == before], is_over=now < numbers[-1])
+        for before, now in itertools.pairwise(numbers[1:])
+        if now == numbers[-1] or 0 < since <= now
+    )
+
+
+def _differs(now: np.ndarray, before: np.ndarray, *, is_over: bool) -> bool:
+    """Whether a step has other operations; one that is not over may have fewer."""
+    num = len(before) if is_over else min(len(now), len(before))
     return len(now) > len(before) or not np.array_equal(now[:num], before[:num])
 
 

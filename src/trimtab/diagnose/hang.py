@@ -155,7 +155,7 @@ def _diverged(
         evidence.append("the job still runs, out of step")
     ranks, confidence = one.ranks, 0.97 if one.is_hard else 0.9
     if one.is_tie:
-        ranks, words = _wrong_ones(trace, ranks)
+        ranks, words = _wrong_ones(trace, ranks, since=one.step - 1)
         evidence += words
         confidence *= 0.9 if words else 0.5
         if not words:
@@ -231,9 +231,9 @@ def _not_entered(
     )
 
 
-def _wrong_ones(trace: Trace | None, ranks: tuple[int, ...]) -> tuple[tuple[int, ...], list[str]]:
+def _wrong_ones(trace: Trace | None, ranks: tuple[int, ...], since: int = 0) -> tuple[tuple[int, ...], list[str]]:
     """Of ranks that are equally suspect, those that left their own habit, and that in words; else all, and no words."""
-    wrong = changed(trace, ranks)
+    wrong = changed(trace, ranks, since)
     if not 0 < len(wrong) < len(ranks):
         return ranks, []
     return wrong, [f"{ranks_in_words(wrong)} did not do what it did in the step before; the others did"]

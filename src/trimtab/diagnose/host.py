@@ -27,6 +27,7 @@ import numpy as np
 from trimtab.diagnose.frame import FAILED, RankFile, boot_id
 from trimtab.diagnose.links import EDGE
 from trimtab.diagnose.verdict import Host
+from trimtab.errors import FormatError
 
 _MAX_STACK = 1 << 16
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
@@ -157,12 +158,22 @@ def _delay(pid: int) -> int:
 
 def telling(hosts: Mapping[int, Host], files: Iterable[RankFile]) -> dict[int, Host]:
     """Leave out ranks that have finished, and those that are gone since an operation failed: another one is wrong."""
-    silent = set()
-    for file in files:
-        failed = bool((file.latest["flags"] & FAILED).any())
-        if file.finished or (failed and file.rank in hosts and hosts[file.rank].is_dead):
-            silent.add(file.rank)
-    return {rank: host for rank, host in hosts.items() if rank not in silent}
+    by_rank = {file.rank: file for file in files}
+    return {
+        rank: host
+        for rank, host in hosts.items()
+        if rank not in by_rank or not (by_rank[rank].finished or (host.is_dead and _has_failed(by_rank[rank])))
+    }
+
+
+def _has_failed(file: RankFile) -> bool:
+    """Whether one of the operations that a rank has not completed ended by an error."""
+    try:
+        ring = file.ring()
+    except (FormatError, OSError):
+        return False
+    failed = ring[(ring["flags"] & FAILED > 0) & (ring["communicator"] < file.frames.size)]
+    return bool((failed["seq"] > file.frames["done"][failed["communicator"]]).any())
 
 
 def _started(values: list[bytes]) -> float:

@@ -31,8 +31,9 @@ def slow_ranks(edges: np.ndarray) -> tuple[tuple[int, ...], list[str]]:
 
     Of the edges that carry data those are slow that were busy for at least 0.15 of the time, and took for a byte four
     times as long as the quickest quarter, four times as long as they themselves did before (or were busy for half of
-    the time), and a third of the longest of all at least. Short messages take as long as their receiver waits to
-    acknowledge them, about 40 ms, so that none of these would do alone. One slow edge alone names both of its ends.
+    the time, where nothing was sent before), and a third of the longest of all at least. Short messages take as long as
+    their receiver waits to acknowledge them, about 40 ms, so that none of these would do alone. One slow edge alone
+    names both of its ends.
     """
     data = edges[edges["sent"] >= _DATA * max(int(edges["sent"].max(initial=0)), 1)]
     if data.size < 2:
@@ -42,9 +43,8 @@ def slow_ranks(edges: np.ndarray) -> tuple[tuple[int, ...], list[str]]:
     own = np.where(np.isnan(before), usual, np.maximum(before, _QUICK))
     has_changed = cost >= _TIMES * own
     is_worse = (cost >= _TIMES * usual) | (has_changed & (own <= usual))
-    is_slow = (
-        is_worse & (has_changed | (data["busy"] >= _VERY)) & (data["busy"] >= _BUSY) & (_ALIKE * cost >= cost.max())
-    )
+    is_new = np.isnan(before) & (data["busy"] >= _VERY)
+    is_slow = is_worse & (has_changed | is_new) & (data["busy"] >= _BUSY) & (_ALIKE * cost >= cost.max())
     slow = data[is_slow]
     if not slow.size:
         return (), []
