@@ -8,7 +8,7 @@ were chosen on other seeds.
 
 Ranks are forked from a process that has imported PyTorch, talk over the loopback, and end after a few seconds.
 
-    python -m bench.diagnose_matrix run --limit 20     # what is missing, resumable
+    python -m bench.diagnose_matrix run                # what is missing, resumable; an hour in all
     python -m bench.diagnose_matrix                    # the record
 """
 
@@ -39,7 +39,7 @@ from trimtab.records import Bar, Metric, Record
 
 RANKS, SEEDS = (2, 4, 8), (1, 2, 3)
 WORKLOADS = ("all-reduce", "ddp", "fsdp2", "pipeline")
-RESULTS = Path("build/diagnose_matrix")
+RESULTS = Path(__file__).parents[1] / ".cache" / "diagnose_matrix"
 _LIMIT = 40.0  # seconds for a verdict
 _HEALTHY_STEPS = 1000
 _LIMITS = Limits(hang_seconds=4.0, window_seconds=4.0)
@@ -259,7 +259,16 @@ def record(command: str, name: str, hooks: str) -> Record:
         metrics["all/seconds from fault to verdict"] = harness.metric([t for t in times if t is not None], "s")
         metrics["all/look"] = harness.metric([result["look_ms"] for _, result in faults], "ms")
     share = metrics["all/right"].value / max(len(faults), 1)
+    hangs = [result["seconds_after_fault"] for _, result in faults if result["truth"] == "H1" and is_right(result)]
+    slowest = max((seconds for seconds in hangs if seconds is not None), default=float("nan"))
+    patience = (_LIMITS.hang_seconds or 0) + 2
     bars = [
+        Bar(
+            name="seconds from a hang to its verdict, the longest",
+            required=f"<= {patience:g}",
+            reached=slowest,
+            passed=slowest <= patience,
+        ),
         Bar(name="right kind and exact ranks", required=">= 0.99", reached=share, passed=share >= 0.99),
         Bar(
             name="false alarms under CPU noise",
@@ -292,11 +301,12 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=("record", "run", "case"), default="record")
     parser.add_argument("case", nargs="*", help="of one case: fault, workload, ranks, seed, hooks")
     parser.add_argument("--limit", type=int, help="how many missing jobs to run at most")
+    parser.add_argument("--ranks", type=int, nargs="*", default=RANKS, help="run only jobs of so many ranks")
     parser.add_argument("--hooks", default="compiled", choices=("compiled", "python"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.what == "run":
-        run_missing(list(cases(options.hooks)), options.limit)
+        run_missing([case for case in cases(options.hooks) if case.num_ranks in options.ranks], options.limit)
     elif options.what == "case":
         fault, workload, num_ranks, seed, hooks = options.case
         with tempfile.TemporaryDirectory(prefix="trimtab-diagnose-", dir="/dev/shm") as folder:

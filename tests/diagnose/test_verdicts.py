@@ -251,6 +251,13 @@ class TestHangsOfFewStates:
         assert verdict.kind == "healthy"
         assert "announced" in verdict.summary
 
+    def test_whoever_waits_for_a_waiting_rank_began_later(self):
+        state = self.state([[0, 1], [1, 2]], [[5, 4], [4, 3]], [[4, 4], [3, 3]])
+        state.age[:] = [10, np.nan, 7, np.nan]
+        assert diagnose(state, limits=Limits(hang_seconds=9)).ranks == (2,)
+        state.age[2] = 1  # it has only come in: this is where it was held up
+        assert diagnose(state, limits=Limits(hang_seconds=9)).ranks == (1,)
+
     def test_waits_below_the_limit_are_no_hang(self):
         state = self.state([[0, 1]], [[5, 4]], [[4, 4]])
         state.age[:] = 10

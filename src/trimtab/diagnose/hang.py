@@ -37,12 +37,17 @@ class Waits:
 
 
 def waits(snapshot: Snapshot, limit: float, hosts: Mapping[int, Host]) -> Waits:
-    """Find the operations that somebody has waited in for longer than `limit` seconds, and who is missing there."""
+    """Find the operations that somebody has waited in for longer than `limit` seconds, and who is missing there.
+
+    Where there are any, those waited in for half as long are stuck too: whoever waits for a waiting rank began later.
+    """
     groups, num = snapshot.groups, len(snapshot.groups.names)
     c = groups.communicator
     pending = snapshot.seen & (snapshot.seq > snapshot.done)
     # an unknown age is that of a state which somebody kept because of a hang
     is_old = pending & ~(snapshot.age < limit)
+    if is_old.any():
+        is_old = pending & ~(snapshot.age < limit / 2)
     dead = [rank for rank, host in hosts.items() if host.is_dead and 0 <= rank < groups.num_ranks]
     dead = [rank for rank in dead if not snapshot.finished[rank]]
     if dead:  # nobody needs to wait any longer to know
