@@ -47,12 +47,21 @@ def peers_table(record: Record) -> str:
         crashed = f"{metrics[f'{kind}/peer crashed'].value:.0f}"
         rows.append([kind, jobs, *("-" if m is None else f"{m.value:.0f}" for m in (*found, *alarms)), crashed])
     ours, peer = (metrics[f"faults/{who} named, share"].value for who in ("ours", "peer"))
+    real = []
+    for prefix, words in (
+        ("gloo faults", "as gloo dumps them"),
+        ("gloo faults, members filled in", "members filled in"),
+    ):
+        shares = [metrics.get(f"{prefix}/{who} named, share") for who in ("ours", "peer")]
+        if all(shares):
+            real.append("{:.0%} and {:.0%} {}".format(*(share.value for share in shares if share), words))
+    more = f" Of these, ours and the peer name {'; '.join(real)}." if real else ""
     heads = ["", "jobs", "ours: rank alone named", "fr_trace: rank alone named", "ours: false alarms"]
     return "\n\n".join(
         [
             f"The same dumps given to both: {data['dumps']}. The faulty rank alone is named in {ours:.0%} of the "
             f"simulated faults by ours, in {peer:.0%} by `{data['peer']}`. Rows that begin with gloo are real jobs "
-            f"({data['gloo']}).",
+            f"({data['gloo']}).{more}",
             markdown([*heads, "fr_trace: false alarms", "fr_trace: crashed"], rows),
         ]
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from bench import svg
 from trimtab.records import Record
 
-NAMES, WIDTH, ROW, TOP, GAP, BELOW = 232, 112, 26, 84, 52, 36
+NAMES, WIDTH, ROW, TOP, GAP, BELOW = 250, 112, 26, 84, 52, 36
 BAR = 15
 COLOURS = {
     "batches of the DistributedSampler": ("#8c959f", "#6e7681"),
@@ -36,7 +36,7 @@ def draw(record: Record) -> str:
         svg.text(NAMES - 10, TOP + ROW * number + ROW / 2 + 4, name, "name", "end") for number, name in enumerate(rows)
     ]
     for column, held in enumerate(helds):
-        parts += _panel(NAMES + column * (WIDTH + GAP), record, held, [rows[name][column] for name in rows], rows)
+        parts += _panel(NAMES + column * (WIDTH + GAP), record, held, [rows[name][column] for name in rows])
     title = (
         f"What the slowest of {shape['num_ranks']} ranks reads in a step of {shape['batch_size']} samples, "
         "piece by piece: shorter is better"
@@ -56,13 +56,13 @@ def _rows(record: Record, helds: list[str]) -> dict[str, Row]:
     for name, (policy, whose) in PIECES.items():
         rows[name] = [(record.metrics[f"policy/{held}/{policy}/slowest"].value, whose) for held in helds]
     for stored in dict.fromkeys(key.split("/")[2] for key in record.metrics if key.startswith("merged/")):
-        rows[f"+ near reads merged, {stored}"] = [
+        rows[f"requests if merged, {stored}"] = [
             (record.metrics[f"merged/{held}/{stored}"].value, OURS) for held in helds
         ]
     return rows
 
 
-def _panel(left: int, record: Record, held: str, cells: Row, rows: dict[str, Row]) -> Iterator[str]:
+def _panel(left: int, record: Record, held: str, cells: Row) -> Iterator[str]:
     batch = record.data["shape"]["batch_size"]
     least = batch * (1 - record.metrics[f"policy/{held}/bound"].value)
     yield svg.text(left, TOP - 10, f"buffers hold {float(held):.0%}", "head")
@@ -72,4 +72,5 @@ def _panel(left: int, record: Record, held: str, cells: Row, rows: dict[str, Row
         yield svg.bar(left, end, middle, BAR, whose)
         yield svg.text(end + 5, middle + 4, f"{reads:.1f}", "tick")
     at = left + WIDTH * least / batch
-    yield svg.grid(at, TOP - 2, at, TOP + ROW * len(rows))
+    num_read = 1 + len(PIECES)  # rows below count requests
+    yield svg.grid(at, TOP - 2, at, TOP + ROW * num_read)

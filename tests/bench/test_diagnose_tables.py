@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bench import diagnose_cost, diagnose_matrix
-from bench.diagnose_tables import cost_table, matrix_table
+from bench.diagnose_tables import cost_table, matrix_table, peers_table
 from bench.harness import Options, exact, metric
 from trimtab.records import Record
 
@@ -70,6 +70,21 @@ def test_matrix_says_what_is_missing_and_shortens_long_lists(matrix: Record) -> 
 def test_matrix_of_no_results_is_a_table() -> None:
     record = diagnose_matrix.record("python -m bench.diagnose_matrix", "diagnose_matrix", "compiled")
     assert rows(matrix_table(record))["all"][-1].endswith(f"/ {record.metrics['all/jobs'].value:.0f}")
+
+
+def test_peers_have_a_row_for_each_kind_and_shares_of_real_faults() -> None:
+    metrics = {f"faults/{who} named, share": exact(share, "") for who, share in (("ours", 0.9), ("peer", 0.4))}
+    for name, num in (("stop", 5), ("gloo kill", 4)):
+        for what in ("jobs", "ours named", "ours crashed", "peer crashed"):
+            metrics[f"{name}/{what}"] = exact(num, "jobs")
+    metrics["gloo kill/peer named"] = exact(2, "jobs")
+    data = {"dumps": "simulated", "peer": "fr_trace", "gloo": "2 ranks"}
+    record = Record.new("diagnose_peers", command="python", data=data, metrics=metrics)
+    assert rows(peers_table(record))["gloo kill"] == ["4", "4", "2", "-", "-", "4"]
+    assert "Of these" not in peers_table(record)
+    metrics["gloo faults/ours named, share"] = exact(0.75, "")
+    metrics["gloo faults/peer named, share"] = exact(0.25, "")
+    assert "Of these, ours and the peer name 75% and 25% as gloo dumps them." in peers_table(record)
 
 
 def test_cost_has_a_row_for_each_operation() -> None:

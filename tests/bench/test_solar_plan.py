@@ -52,7 +52,7 @@ def test_chart_has_a_bar_for_each_piece_and_size(record):
     space = "{http://www.w3.org/2000/svg}"
     words = [element.text for element in root.iter(f"{space}text")]
     names = ["without buffers", *solar_chart.PIECES]
-    names += [f"+ near reads merged, {size}, 2 ms" for size in solar_plan.MERGED]
+    names += [f"requests if merged, {size}, 2 ms" for size in solar_plan.MERGED]
     assert [word for word in words if word in names] == names
     assert len(list(root.iter(f"{space}polyline"))) == len(names) * len(solar_plan.BAR_HELD)
     assert words.count("16.0") >= len(solar_plan.BAR_HELD)  # without buffers, a whole batch is read
