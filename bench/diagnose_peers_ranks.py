@@ -4,13 +4,14 @@
     python -m bench.diagnose_peers_ranks job sleep ddp 4 0 --out dumps.json
 
 Ranks are forked from a process that has imported PyTorch, meet in a file, and talk over the loopback. None has a
-probe. Some seconds after they have begun, all that can are asked for their dumps; one that was killed or stopped
-leaves none.
+probe. Some seconds after they have begun, all that can are asked for their dumps. One that was killed or stopped
+leaves none; one that gloo aborts, as it does where sizes do not match, leaves its own at that moment.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import random
@@ -94,7 +95,7 @@ def play(job: GlooJob, folder: Path) -> dict[str, Any]:
         time.sleep(ASKED_AFTER)
         (folder / "ask").touch()
         can = [rank for rank in range(job.num_ranks) if rank != job.rank or job.fault not in ("kill", "stop")]
-        _wait(lambda: all((folder / f"rank_{rank}.json").exists() for rank in can), _LIMIT)
+        _wait(lambda: all((folder / f"rank_{rank}.json").exists() for rank in can), _LIMIT / 4)
     except TimeoutError as error:
         logs = "\n".join(path.read_text()[-1000:] for path in sorted(folder.glob("log-*")))
         raise RuntimeError(f"{job}: {error}\n{logs}") from None
@@ -129,7 +130,9 @@ def _forked(job: GlooJob, rank: int, folder: Path) -> int:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         torch.set_num_threads(1)
-        threading.Thread(target=_leave, args=(folder, rank), daemon=True).start()
+        threading.Thread(target=_leave_when_asked, args=(folder, rank), daemon=True).start()
+        last_words = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: _leave(folder, rank) or os._exit(1))
+        ctypes.CDLL(None).signal(signal.SIGABRT, last_words)  # Python's own handlers would wait for the main thread
         _rank(job, rank, folder)
     except BaseException:  # noqa: BLE001 (whatever it is, this copy stays until it has left its dump)
         import traceback
@@ -163,12 +166,16 @@ def _rank(job: GlooJob, rank: int, folder: Path) -> None:
     train(job.workload, num_steps=100_000, probe=Probe(folder), fault=fault, seed=job.seed)  # the probe is not started
 
 
-def _leave(folder: Path, rank: int) -> None:
-    """Write the dump when asked."""
-    import torch
-
+def _leave_when_asked(folder: Path, rank: int) -> None:
     while not (folder / "ask").exists():
         time.sleep(0.05)
+    _leave(folder, rank)
+
+
+def _leave(folder: Path, rank: int) -> None:
+    """Write the dump."""
+    import torch
+
     taken = time.time_ns()
     dump = json.loads(torch._C._distributed_c10d._dump_fr_trace_json(True, False))
     path = folder / f"rank_{rank}.part"
