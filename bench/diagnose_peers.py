@@ -103,7 +103,7 @@ def run(options: Options) -> Record:
             "peer": "torch.distributed.flight_recorder.fr_trace",
             "gloo": (
                 f"{' and '.join(WORKLOADS)} on {' and '.join(map(str, RANKS))} ranks, {len(SEEDS)} seeds; dumps "
-                f"{ASKED_AFTER:g} s after the start; a wait of {HANG_SECONDS:g} s is a hang"
+                f"{ASKED_AFTER:g} s after the fault; a wait of {HANG_SECONDS:g} s is a hang"
             ),
         },
         metrics=metrics,
@@ -276,7 +276,8 @@ def compare_gloo(found: Mapping[str, Any]) -> dict[bool, dict[str, Finding]]:
     taken = {int(rank): one["taken"] for rank, one in found.items()}
     members = next(group["ranks"] for dump in dumps.values() for group in dump["pg_config"].values())
     for dump in dumps.values():
-        dump["entries"] = [{**entry, "process_group": tuple(entry["process_group"])} for entry in dump["entries"]]
+        entries = dump.get("entries", [])  # a rank that has begun nothing has no such list
+        dump["entries"] = [{**entry, "process_group": tuple(entry["process_group"])} for entry in entries]
     filled = {"0": {"name": "0", "desc": "default_pg", "ranks": members}}
     with_members = {rank: dump | {"pg_config": filled} for rank, dump in dumps.items()}
     limits = Limits(hang_seconds=HANG_SECONDS)

@@ -4,7 +4,7 @@
     python -m bench.diagnose_peers_ranks job sleep ddp 4 0 --out dumps.json
 
 Ranks are forked from a process that has imported PyTorch, meet in a file, and talk over the loopback. None has a
-probe. Some seconds after they have begun, all that can are asked for their dumps. One that was killed or stopped
+probe. Some seconds after the fault, all that can are asked for their dumps. One that was killed or stopped
 leaves none; one that gloo aborts, as it does where sizes do not match, leaves its own at that moment.
 """
 
@@ -33,8 +33,8 @@ CACHE = Path(__file__).parents[1] / ".cache" / "diagnose_peers"
 WORKLOADS, RANKS, SEEDS = ("all-reduce", "ddp"), (2, 4), (0, 1)
 HANG_SECONDS = 4.0
 """A wait that is a hang."""
-ASKED_AFTER = 8.0
-"""Seconds from the start of the training to the dumps; the fault comes in the first of them."""
+ASKED_AFTER = 7.0
+"""Seconds from the fault, or from the start of a training without one, to the dumps."""
 _LIMIT = 60.0
 _LINK, _SLOW = 1e6, 0.25  # bytes a second; seconds a step
 
@@ -92,6 +92,7 @@ def play(job: GlooJob, folder: Path) -> dict[str, Any]:
     children = [_forked(job, rank, folder) for rank in range(job.num_ranks)]
     try:
         _wait(lambda: len(list(folder.glob("ready-*"))) == job.num_ranks, _LIMIT)
+        _wait(lambda: job.fault == "none" or (folder / "fault").exists(), _LIMIT)
         time.sleep(ASKED_AFTER)
         (folder / "ask").touch()
         can = [rank for rank in range(job.num_ranks) if rank != job.rank or job.fault not in ("kill", "stop")]
@@ -111,7 +112,7 @@ def _wait(is_there: Any, seconds: float) -> None:
     end = time.monotonic() + seconds
     while not is_there():
         if time.monotonic() > end:
-            raise TimeoutError("ranks did not begin, or left no dumps")
+            raise TimeoutError("ranks did not begin, had no fault, or left no dumps")
         time.sleep(0.05)
 
 
@@ -161,7 +162,15 @@ def _rank(job: GlooJob, rank: int, folder: Path) -> None:
     if job.fault != "none":
         at_step = random.Random(job.seed).randrange(20, 40)
         seconds = _SLOW if job.fault == "slow" else _LIMIT
-        fault = Injection(job.fault, job.rank, at_step, None, seconds, _LINK).start()
+        fault = Injection(job.fault, job.rank, at_step, None, seconds, _LINK)
+        happen = fault._happen
+
+        def noted() -> None:
+            (folder / "fault").touch()
+            happen()
+
+        fault._happen = noted
+        fault.start()
     (folder / f"ready-{rank}").touch()
     train(job.workload, num_steps=100_000, probe=Probe(folder), fault=fault, seed=job.seed)  # the probe is not started
 

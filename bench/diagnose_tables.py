@@ -107,7 +107,7 @@ def _matrix_notes(record: Record) -> Iterator[str]:
     yield f"- false alarms: {alarms:.0f} of {quiet:.0f} jobs without a fault, beside a process that takes the processor"
     for key, words in (
         ("all/seconds from fault to verdict", "from the fault to the verdict"),
-        ("all/verdict", "to come to a verdict"),
+        ("all/look", "a look: reading what all ranks wrote, and the verdict"),
     ):
         found = metrics.get(key)
         if found is not None:
