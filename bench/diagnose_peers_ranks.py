@@ -56,8 +56,8 @@ class GlooJob(ProcessJob):
 
     @property
     def depends_on(self) -> dict[str, Any]:
-        """All of it."""
-        return asdict(self)
+        """All of it, and when it is asked."""
+        return asdict(self) | {"asked_after": ASKED_AFTER}
 
     @property
     def arguments(self) -> list[str]:
@@ -119,6 +119,7 @@ def _wait(is_there: Any, seconds: float) -> None:
 def _forked(job: GlooJob, rank: int, folder: Path) -> int:
     """Start one rank: a copy of this process, which has imported PyTorch and started no threads."""
     import torch
+    import torch._dynamo  # DDP would import it in every rank  # noqa: F401
 
     import bench.diagnose_job  # noqa: F401
 
