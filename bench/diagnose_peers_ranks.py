@@ -119,7 +119,7 @@ def _wait(is_there: Any, seconds: float) -> None:
 def _forked(job: GlooJob, rank: int, folder: Path) -> int:
     """Start one rank: a copy of this process, which has imported PyTorch and started no threads."""
     import torch
-    import torch._dynamo  # DDP would import it in every rank  # noqa: F401
+    import torch._dynamo  # DDP would import it in every rank
 
     import bench.diagnose_job  # noqa: F401
 
