@@ -13,10 +13,11 @@ from functools import partial
 from html import escape
 from pathlib import Path
 
-from bench import activation_chart, aesz, contrastive_chart, curves, frontier, sharded_chart
+from bench import activation_chart, aesz, contrastive_chart, curves, frontier, sharded_chart, solar_chart
 from bench.activation_tables import ACCURACY_CHART, MEMORY_CHART
 from bench.comm_tables import SHARDED_CHART
 from bench.contrastive_tables import CONTRASTIVE_CHART
+from bench.data_tables import SOLAR_CHART
 from bench.tables import AESZ_CHART, ASSETS, DEEPSZ_CHART, GIVEN, RATE_DISTORTION_CHART, records
 from trimtab.errors import UsageError
 from trimtab.records import Record
@@ -108,6 +109,7 @@ CHARTS: dict[Path, tuple[str, Callable[[Record], str]]] = {
     DEEPSZ_CHART: ("deepsz", frontier.draw),
     SHARDED_CHART: ("sharded", sharded_chart.draw),
     CONTRASTIVE_CHART: ("contrastive", contrastive_chart.draw),
+    SOLAR_CHART: ("solar_plan", solar_chart.draw),
     MEMORY_CHART: ("activations", activation_chart.draw_memory),
     ACCURACY_CHART: ("activations", activation_chart.draw_accuracy),
 }

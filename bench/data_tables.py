@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from bench.markdown import markdown, ours_bold
 from trimtab.records import Metric, Record
+
+SOLAR_CHART = Path(__file__).parent.parent / "docs" / "assets" / "solar.svg"
 
 
 def solar_plan_tables(record: Record) -> str:
@@ -31,6 +34,7 @@ def solar_plan_tables(record: Record) -> str:
         "**All samples held**: what does not fit into its holder's batch is sent, or makes batches larger",
         _surplus(record),
         *(_paper_shapes(record) if any(key.startswith("paper/") for key in record.metrics) else []),
+        *(_merged(record) if any(key.startswith("merged/") for key in record.metrics) else []),
         "**Planning**, CPU seconds of a core and memory of the whole process",
         _times(record),
     ]
@@ -126,6 +130,21 @@ def _paper_shapes(record: Record) -> list[str]:
         "unless buffers hold nearly all samples: over 100 epochs 96.9 % of them, over 20 not even all. Otherwise it "
         "takes what is not counted here: requests at once, large and in order, and behind computation. With half of "
         "the data in memory, fewer reads bring a factor of 2 at most.",
+    ]
+
+
+def _merged(record: Record) -> list[str]:
+    found, helds = record.data["merged"], _parts(record, "merged", 0)
+    rows = [
+        [stored, *(f"{_value(record, f'merged/{held}/{stored}'):.1f}" for held in helds)]
+        for stored in _parts(record, "merged", 1)
+    ]
+    reads = (f"{_value(record, f'policy/{held}/trimtab SOLAR/slowest'):.1f}" for held in helds)
+    return [
+        "**Requests**, a step, of the rank that makes most of them in an epoch, where samples that lie near each other "
+        f"share one: at {found['bytes_per_second'] / 1e6:g} MB/s, by bytes of a sample and seconds of a request; what "
+        f"half of {found['look_ahead']} batches holds is read together",
+        markdown(["buffers", *helds], [["samples read", *reads], *rows]),
     ]
 
 

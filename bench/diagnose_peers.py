@@ -4,7 +4,10 @@ Jobs are simulated, and what NCCL's Flight Recorder would hold of them (with tim
 ours, as the pickles that the peer reads. Ranks, steps and places of faults are drawn anew for every job. The peer is
 `torch.distributed.flight_recorder.fr_trace`; what it names are the missing or culprit ranks of its first finding.
 
-Dumps of real gloo jobs are compared too, as they are, and with the members of groups filled in, which gloo leaves out.
+Dumps of real gloo jobs are compared too: nine kinds of faults in a loop of all-reduces and in DDP, on 2 and 4 ranks.
+Both get them as they are, and with the members of the group filled in, which gloo enters under another name. A rank
+that was killed or stopped leaves no dump; that the peer then asks for it counts as naming it. The jobs are those of
+`bench.diagnose_peers_ranks`, which keeps their dumps: what is missing is run first, and that takes half an hour.
 """
 
 from __future__ import annotations
@@ -15,10 +18,8 @@ import logging
 import os
 import pickle
 import re
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ import numpy as np
 
 from bench import harness
 from bench.diagnose_faults import bar
+from bench.diagnose_peers_ranks import ASKED_AFTER, HANG_SECONDS, RANKS, SEEDS, WORKLOADS, GlooJob, gloo_jobs
 from bench.harness import Options, exact
-from trimtab.diagnose import diagnose_dumps
+from trimtab.diagnose import Limits, diagnose_dumps
 from trimtab.diagnose.frame import OPS
 from trimtab.diagnose.simulate import TRUTH, Fault, Job, Run
 from trimtab.records import Bar, Metric, Record
@@ -40,8 +42,7 @@ JOBS = {
 }
 KINDS = ("none", "stop", "other", "skip", "freeze", "slow", "link")
 NUM_SEEDS, NUM_STEPS, SEED = 5, 16, 7
-GLOO_KINDS = ("none", "stop", "other")
-CULPRIT = 1  # in gloo jobs
+QUICK = (GlooJob("none", "all-reduce", 2, 0), GlooJob("sleep", "all-reduce", 2, 0))
 _WAIT = 60  # seconds between the last operation and the dump of a hang
 
 
@@ -62,12 +63,12 @@ def run(options: Options) -> Record:
     counts: dict[str, int] = {}
     for kind in KINDS:
         for fault, found in _simulated(kind, 1 if options.quick else NUM_SEEDS):
-            _count(counts, kind, found, None if fault is None else fault.rank)
-    for kind in GLOO_KINDS:
-        for filled, found in _gloo(kind):
-            _count(
-                counts, f"gloo {kind}{', members filled in' if filled else ''}", found, 1 if kind != "none" else None
-            )
+            truth = (TRUTH[kind], frozenset((fault.rank,))) if fault else ("healthy", frozenset())
+            _count(counts, kind, found, *truth)
+    gloo = QUICK if options.quick else tuple(gloo_jobs())
+    for job in gloo:
+        for filled, found in compare_gloo(job.results()).items():
+            _count(counts, _gloo_key(job.fault, filled), found, *job.truth)
     for key, count in counts.items():
         metrics[key] = exact(count, "jobs")
     faults = [kind for kind in KINDS if kind != "none"]
@@ -76,7 +77,15 @@ def run(options: Options) -> Record:
         named = sum(counts[f"{kind}/{who} named"] for kind in faults)
         metrics[f"faults/{who} named, share"] = exact(named / num, "")
     shares = [metrics[f"faults/{who} named, share"].value for who in ("ours", "peer")]
+    real = list(dict.fromkeys(job.fault for job in gloo if job.fault != "none"))
+    for filled in (False, True):
+        keys = [_gloo_key(fault, filled) for fault in real]
+        for who in ("ours", "peer"):
+            share = sum(counts[f"{key}/{who} named"] for key in keys) / sum(counts[f"{key}/jobs"] for key in keys)
+            metrics[f"{_gloo_key('faults', filled)}/{who} named, share"] = exact(share, "")
     bars.append(bar("faults whose rank alone is named, ours less the peer's share", 0, shares[0] - shares[1]))
+    gains = [metrics[f"{_gloo_key('faults', True)}/{who} named, share"].value for who in ("ours", "peer")]
+    bars.append(bar("real faults whose ranks alone are named, ours less the peer's share", 0, gains[0] - gains[1]))
     bars.append(bar("ranks that stop, named", 1, counts["stop/ours named"] / counts["stop/jobs"]))
     for kind, words in (("other", "call another operation"), ("skip", "leave one out")):
         named = counts[f"{kind}/ours named"] / counts[f"{kind}/jobs"]
@@ -92,29 +101,36 @@ def run(options: Options) -> Record:
             "steps": NUM_STEPS,
             "dumps": "as NCCL's Flight Recorder writes them: version 2.10, with durations and call sites, no steps",
             "peer": "torch.distributed.flight_recorder.fr_trace",
-            "gloo": "4 ranks, torchrun, 24 all-reduces; rank 1 sleeps or broadcasts instead from the 11th on",
+            "gloo": (
+                f"{' and '.join(WORKLOADS)} on {' and '.join(map(str, RANKS))} ranks, {len(SEEDS)} seeds; dumps "
+                f"{ASKED_AFTER:g} s after the fault; a wait of {HANG_SECONDS:g} s is a hang"
+            ),
         },
         metrics=metrics,
         bars=bars,
     )
 
 
-def _count(counts: dict[str, int], name: str, found: dict[str, Finding], culprit: int | None) -> None:
+def _gloo_key(fault: str, filled: bool) -> str:
+    return f"gloo {fault}{', members filled in' if filled else ''}"
+
+
+def _count(counts: dict[str, int], name: str, found: dict[str, Finding], kind: str, culprits: frozenset[int]) -> None:
+    """Count a job whose verdict must have this kind and these ranks; without ranks, it has no fault."""
+
     def add(what: str, number: bool) -> None:
         counts[f"{name}/{what}"] = counts.get(f"{name}/{what}", 0) + int(number)
 
     add("jobs", True)
     for who, finding in found.items():
         add(f"{who} crashed", bool(finding.crashed))
-        if culprit is None:
+        if not culprits:
             add(f"{who} false alarms", finding.is_fault)
         else:
             add(f"{who} found a fault", finding.is_fault)
-            add(f"{who} named", finding.ranks == {culprit})
-            add(f"{who} named with others", culprit in finding.ranks)
-    ours = found["ours"]
-    kind = name.removeprefix("gloo ").split(",")[0]
-    add("ours right kind", ours.kind == TRUTH.get(kind, "healthy"))
+            add(f"{who} named", finding.ranks == culprits)
+            add(f"{who} named with others", culprits <= finding.ranks)
+    add("ours right kind", found["ours"].kind == kind)
 
 
 def _simulated(kind: str, num_seeds: int) -> Iterator[tuple[Fault | None, dict[str, Finding]]]:
@@ -198,8 +214,12 @@ def _taken(played: Run, rank: int) -> int:
     return int(played.clock.max()) + int(played.offset[rank]) + (_WAIT * 10**9 if played.is_hung else 0)
 
 
-def compare(dumps: dict[int, dict[str, Any]], taken: dict[int, int] | None = None) -> dict[str, Finding]:
-    """Ask both about the same dumps."""
+def compare(
+    dumps: dict[int, dict[str, Any]],
+    taken: dict[int, int] | None = None,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+) -> dict[str, Finding]:
+    """Ask both about the same dumps, which were made at the times `taken`, ns on each rank's clock."""
     with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as folder:
         texts, pickles = Path(folder, "json"), Path(folder, "pickle")
         texts.mkdir()
@@ -210,7 +230,7 @@ def compare(dumps: dict[int, dict[str, Any]], taken: dict[int, int] | None = Non
             if taken is not None:
                 os.utime(path, ns=(taken[rank], taken[rank]))
             (pickles / f"rank_{rank}").write_bytes(pickle.dumps(dump))
-        verdict = diagnose_dumps(texts)
+        verdict = diagnose_dumps(texts, limits=limits)
         ours = Finding(not verdict.is_healthy, frozenset(verdict.ranks), verdict.kind)
         return {"ours": ours, "peer": ask_peer(pickles)}
 
@@ -241,28 +261,27 @@ def _read_finding(lines: Sequence[str], crashed: str = "") -> Finding:
             return Finding(True, frozenset(map(int, match[1].split(","))), crashed=crashed)
         if ranks := re.findall(r"Culprit rank (\d+);", line):
             return Finding(True, frozenset(map(int, ranks)), crashed=crashed)
+    if match := re.search(r"Missing dump files from ranks \{([\d, ]+)\}", crashed):
+        return Finding(True, frozenset(map(int, match[1].split(","))))  # it says so, and goes no further
     told = any("mismatch" in line or "has errors" in line for line in lines)
     return Finding(told, frozenset(), crashed=crashed)
 
 
-def _gloo(kind: str) -> Iterator[tuple[bool, dict[str, Finding]]]:
-    """Run four gloo ranks, and compare what both say, as dumped and with the members of groups filled in."""
-    with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as folder:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-        script = Path(__file__).with_name("diagnose_peers_ranks.py")
-        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, str(script), folder, kind], env=environment, capture_output=True, text=True, timeout=300
-        )
-        dumps = {int(path.stem[5:]): json.loads(path.read_text()) for path in Path(folder).glob("rank_*.json")}
-        if len(dumps) != 4:
-            raise RuntimeError(f"the gloo job left {len(dumps)} dumps:\n{done.stderr[-2000:]}")
-    for filled in (False, True):
-        for dump in dumps.values():
-            dump["entries"] = [{**entry, "process_group": tuple(entry["process_group"])} for entry in dump["entries"]]
-            dump["pg_config"] = {"0": {"name": "0", "desc": "default_pg", "ranks": "[0, 1, 2, 3]"}} if filled else {}
-        newest = max(entry["time_created_ns"] for dump in dumps.values() for entry in dump["entries"])
-        yield filled, compare(dumps, dict.fromkeys(dumps, newest + (_WAIT * 10**9 if kind != "none" else 0)))
+def compare_gloo(found: Mapping[str, Any]) -> dict[bool, dict[str, Finding]]:
+    """Ask both about the dumps of a gloo job, as they are (False) and with the members of its group filled in (True).
+
+    `found` has the dump of each rank that left one, and when it did, as `bench.diagnose_peers_ranks` writes them.
+    """
+    dumps: dict[int, dict[str, Any]] = {int(rank): one["dump"] for rank, one in found.items()}
+    taken = {int(rank): one["taken"] for rank, one in found.items()}
+    members = next(group["ranks"] for dump in dumps.values() for group in dump["pg_config"].values())
+    for dump in dumps.values():
+        entries = dump.get("entries", [])  # a rank that has begun nothing has no such list
+        dump["entries"] = [{**entry, "process_group": tuple(entry["process_group"])} for entry in entries]
+    filled = {"0": {"name": "0", "desc": "default_pg", "ranks": members}}
+    with_members = {rank: dump | {"pg_config": filled} for rank, dump in dumps.items()}
+    limits = Limits(hang_seconds=HANG_SECONDS)
+    return {False: compare(dumps, taken, limits), True: compare(with_members, taken, limits)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

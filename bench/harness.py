@@ -57,7 +57,7 @@ class Timings:
 def measure(contenders: Sequence[Contender], num_rounds: int) -> dict[str, Timings]:
     """Run all contenders alternately, after one round that is not timed, and return their timings by name."""
     timings = {contender.name: Timings() for contender in contenders}
-    with _no_garbage_collection():
+    with no_garbage_collection():
         for number in range(-1, num_rounds):
             # rotating alone would leave each contender behind the same one, with the caches that this one leaves
             for contender in random.Random(number).sample(contenders, len(contenders)):
@@ -80,7 +80,8 @@ def _timed(phase: Phase, call: Callable[[], Any], timings: Timings) -> Any:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
+    """Collect what is garbage, and leave the collector off inside."""
     gc.collect()
     gc.disable()
     try:
@@ -155,6 +156,11 @@ class Options:
         return f"python -m bench.{self.name}{' --quick' if self.quick else ''}{rounds}"
 
 
+def results_folder() -> Path:
+    """Return where the records of this machine are kept."""
+    return RESULTS / machine_slug()
+
+
 def parse(name: str, description: str | None, argv: Sequence[str] | None = None) -> Options:
     """Read the options that all benchmarks share."""
     parser = argparse.ArgumentParser(
@@ -167,7 +173,7 @@ def parse(name: str, description: str | None, argv: Sequence[str] | None = None)
     if given.rounds is not None and given.rounds < 1:
         parser.error("--rounds must be at least 1")
     num_rounds = given.rounds or (NUM_QUICK_ROUNDS if given.quick else NUM_ROUNDS)
-    results = given.results or (None if given.quick else RESULTS / machine_slug())
+    results = given.results or (None if given.quick else results_folder())
     return Options(name=name, quick=given.quick, num_rounds=num_rounds, results=results)
 
 

@@ -13,12 +13,14 @@ import sys
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 
 from bench import harness
 from bench.data_tables import solar_plan_tables
 from bench.harness import Options, exact, metric
-from trimtab.data.plan import Plan
+from trimtab.data.plan import STORE, Plan
 from trimtab.data.policies import POLICIES, stock
+from trimtab.data.reading import Costs
 from trimtab.data.tally import Tally, tallies
 from trimtab.records import Bar, Metric, Record
 
@@ -33,6 +35,11 @@ NODES = (1, 8)
 PAPER_SHAPES = {"ptychography (CD)": (262_896, 65_536), "BCDI": (54_030, 2_800_000), "CosmoFlow": (63_808, 16_800_000)}
 """Data set -> samples, bytes of a sample, as the paper is said to have used them; on 32 ranks."""
 PAPER_SPEEDUP = 24.4
+MERGED = {"64 KiB": 65_536, "4 KiB": 4_096}
+"""Bytes of a sample in the store whose requests are counted."""
+COSTS = Costs(latency_seconds=2e-3, bytes_per_second=200e6)
+LOOK_AHEAD = 8
+"""Batches that the ring of the loader holds; half of it is read at a time."""
 LARGE = {
     "262,896 samples, 32 ranks, 100 epochs": {
         "num_samples": 262_896, "num_ranks": 32, "batch_size": 64, "num_epochs": 100,
@@ -67,6 +74,7 @@ def run(options: Options) -> Record:
     shape = SMALL if options.quick else SHAPE
     metrics: dict[str, Metric] = {}
     metrics |= _bounds(shape) | _batches(shape) | _nodes(shape) | _surplus(shape) | _policies(shape)
+    metrics |= _merged(shape)
     if not options.quick:
         metrics |= _paper_shapes()
     metrics |= _times(options)
@@ -75,7 +83,11 @@ def run(options: Options) -> Record:
         command=options.command,
         packages=("xxhash",),
         seed=0,
-        data={"shape": shape, "paper": {name: list(found) for name, found in PAPER_SHAPES.items()}},
+        data={
+            "shape": shape,
+            "paper": {name: list(found) for name, found in PAPER_SHAPES.items()},
+            "merged": {"bytes_per_second": COSTS.bytes_per_second, "look_ahead": LOOK_AHEAD},
+        },
         inference={"num_threads": 1, "clock": "CPU seconds of the process"},
         metrics=metrics,
         bars=_bars(metrics),
@@ -167,6 +179,33 @@ def _policies(shape: dict[str, int]) -> dict[str, Metric]:
             metrics[f"{key}/largest"] = exact(total.largest_batches / total.num_steps, "samples")
             metrics[f"{key}/sent"] = exact(total.num_sent / total.num_uses, "of the samples")
     return metrics
+
+
+def _merged(shape: dict[str, int]) -> dict[str, Metric]:
+    """Return the requests a step of the rank that makes most of them in an epoch, if near samples share one."""
+    metrics = {}
+    for held in BAR_HELD:
+        plan, counts = _plan(shape, held), dict.fromkeys(MERGED, 0)
+        for epoch in plan.epochs():
+            samples, unit, source = (x[epoch.used] for x in (epoch.samples, epoch.unit, epoch.source))
+            reads = [samples[(source == STORE) & (unit == u)] for u in range(plan.num_units)]
+            for name, num_bytes in MERGED.items():
+                near = 1 + COSTS.gap // num_bytes
+                counts[name] += max(_num_requests(one, LOOK_AHEAD * plan.batch_size // 2, near) for one in reads)
+        num_steps = plan.num_epochs * len(plan.shuffle.sizes)
+        for name, count in counts.items():
+            key = f"merged/{held}/{name}, {COSTS.latency_seconds * 1e3:g} ms"
+            metrics[key] = exact(count / num_steps, "requests a step")
+    return metrics
+
+
+def _num_requests(samples: np.ndarray, num_together: int, near: int) -> int:
+    """Return how many requests read `samples`, so many at a time, if numbers that differ by at most `near` share one.
+
+    The loader splits very long requests; these are not.
+    """
+    rounds = (np.sort(samples[k : k + num_together]) for k in range(0, len(samples), num_together))
+    return sum(1 + int(np.count_nonzero(np.diff(one) > near)) for one in rounds)
 
 
 def _most_hit_rate(plan: Plan) -> float:

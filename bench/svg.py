@@ -80,6 +80,12 @@ def line(points: Iterable[Point], way: str, style: str) -> str:
     return f'<polyline class="{style} {kind(way)}" points="{where}"/>'
 
 
+def bar(start: float, end: float, y: float, thickness: float, way: str) -> str:
+    """Return a bar around a height in the colour of a way."""
+    points = f"{start:.1f},{y:.1f} {end:.1f},{y:.1f}"
+    return f'<polyline class="{kind(way)}" style="stroke-width: {thickness:g}" points="{points}"/>'
+
+
 def dot(x: float, y: float, way: str, radius: float = 3) -> str:
     """Return a dot in the colour of a way."""
     return f'<circle class="{kind(way)}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"/>'

@@ -17,7 +17,7 @@ from bench.comm_tables import (
 )
 from bench.contrastive_tables import contrastive_tables
 from bench.data_tables import solar_loading_tables, solar_plan_tables
-from bench.diagnose_tables import faults_table, peers_table, scale_table
+from bench.diagnose_tables import cost_table, faults_table, matrix_table, peers_table, scale_table
 from bench.markdown import markdown, ours_bold
 from bench.read_tables import solar_reads_tables
 from trimtab.records import Record
@@ -489,9 +489,12 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "solar_plan": ("Feeding training: SOLAR's plan", solar_plan_tables),
     "solar_loading": ("Feeding training: a slow store", solar_loading_tables),
     "solar_reads": ("Feeding training: reading rows", solar_reads_tables),
+    "diagnose_matrix": ("Diagnosis: real faults", matrix_table),
+    "diagnose_matrix_python": ("Diagnosis: real faults, hooks in pure Python", matrix_table),
     "diagnose_faults": ("Diagnosis: simulated faults", faults_table),
     "diagnose_peers": ("Diagnosis: beside PyTorch's analyzer", peers_table),
     "diagnose_scale": ("Diagnosis: records of many ranks", scale_table),
+    "diagnose_cost": ("Diagnosis: what the probe costs", cost_table),
     "contrastive_wire": ("What contrastive losses send", contrastive_wire_table),
     "blocks": ("The block coder of activations", blocks_table),
     "activations": ("Activations kept compressed", activation_tables),

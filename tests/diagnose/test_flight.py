@@ -55,6 +55,22 @@ def test_a_rank_that_did_not_come(tmp_path):
     assert any("durations" in line for line in verdict.not_seen)
 
 
+@pytest.mark.parametrize("absent", [0, 3])
+def test_a_rank_that_left_no_dump(tmp_path, absent):
+    config = {"": {"name": "", "ranks": "[0, 1, 2, 3]"}}  # as gloo writes it, under no name
+    for rank in {0, 1, 2, 3} - {absent}:
+        dump(tmp_path, rank, [entry(i, i + 1, retired=i < 8) for i in range(9)], pg_config=config)
+    verdict = diagnose_dumps(tmp_path)
+    assert (verdict.kind, verdict.ranks) == ("H1", (absent,))
+    assert any(f"rank {absent}: there is no file" in line for line in verdict.not_seen)
+
+
+def test_members_that_nobody_can_have_are_refused(tmp_path):
+    dump(tmp_path, 0, [entry(0, 1)], pg_config={"": {"name": "", "ranks": "[0, 9999999]"}})
+    with pytest.raises(UsageError, match="rank 9999999"):
+        read_dumps(tmp_path)
+
+
 def test_another_operation(tmp_path):
     job(tmp_path, [9, 9, 9, 9], profiling_name="gloo:broadcast")
     verdict = diagnose_dumps(tmp_path)

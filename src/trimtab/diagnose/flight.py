@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Annotated
@@ -124,7 +124,7 @@ def _read(path: Path) -> _Dump:
 
 
 def _joined(dumps: dict[int, _Dump], taken: dict[int, int]) -> tuple[Snapshot, Trace]:
-    num_ranks = max(dumps) + 1
+    num_ranks = max([*dumps, *_stated_ranks(dumps)]) + 1  # the last ranks may have left none
     if num_ranks > 1 << 20:
         raise UsageError(f"rank {num_ranks - 1}: more than {1 << 20} ranks")
     notes = ["durations: Flight Recorder knows them only where it is told to take timings"]
@@ -153,6 +153,18 @@ def _joined(dumps: dict[int, _Dump], taken: dict[int, int]) -> tuple[Snapshot, T
     return snapshot, trace
 
 
+def _stated_ranks(dumps: dict[int, _Dump]) -> Iterator[int]:
+    """The highest rank of each process group, as far as a dump of a member says who the members are."""
+    for rank, dump in dumps.items():
+        for group in dump.pg_config.values():
+            if rank in (ranks := _ranks(group)):
+                yield max(ranks)
+
+
+def _ranks(group: _Group) -> list[int]:
+    return [int(number) for number in re.findall(r"\d{1,7}", group.ranks[: 1 << 23])]
+
+
 def _members(dumps: dict[int, _Dump], num_ranks: int) -> tuple[dict[str, np.ndarray], dict[str, bool]]:
     """The ranks of each process group, and whether they are only those that were seen."""
     stated: dict[str, np.ndarray] = {}
@@ -160,7 +172,7 @@ def _members(dumps: dict[int, _Dump], num_ranks: int) -> tuple[dict[str, np.ndar
     is_default: dict[str, bool] = {}
     for rank, dump in dumps.items():
         for key, group in dump.pg_config.items():
-            ranks = [int(number) for number in re.findall(r"\d{1,7}", group.ranks[: 1 << 23])]
+            ranks = _ranks(group)
             if ranks and max(ranks) < num_ranks and len(set(ranks)) == len(ranks):
                 stated.setdefault(group.name or key, np.array(ranks, np.int32))
         for name, description in {entry.process_group for entry in dump.entries}:
