@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
-BENCHES ?= lossless delta lossy rate_distortion gwlz aesz deepsz scaling startup transfer wire encoders embedding sharded tensor_parallel blocks activations contrastive contrastive_wire diagnose_cost diagnose_faults diagnose_peers diagnose_scale solar_plan solar_loading solar_reads
+BENCHES ?= lossless delta lossy rate_distortion gwlz aesz deepsz scaling startup transfer wire encoders embedding sharded tensor_parallel blocks activations contrastive contrastive_wire diagnose_cost diagnose_faults diagnose_matrix diagnose_peers diagnose_scale solar_plan solar_loading solar_reads
 
 BIN := $(VENV)/bin
 # pip's warnings are hidden, its errors are not

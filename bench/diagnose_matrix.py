@@ -9,7 +9,7 @@ were chosen on other seeds.
 Ranks are forked from a process that has imported PyTorch, talk over the loopback, and end after a few seconds.
 
     python -m bench.diagnose_matrix run                # what is missing, resumable; an hour in all
-    python -m bench.diagnose_matrix                    # the record
+    python -m bench.diagnose_matrix                    # the same, and the record
 """
 
 from __future__ import annotations
@@ -257,6 +257,7 @@ def record(command: str, name: str, hooks: str) -> Record:
     times = [result["seconds_after_fault"] for _, result in faults if is_right(result)]
     if times:
         metrics["all/seconds from fault to verdict"] = harness.metric([t for t in times if t is not None], "s")
+        metrics["all/seconds from fault to verdict, longest"] = exact(max(t for t in times if t is not None), "s")
         metrics["all/look"] = harness.metric([result["look_ms"] for _, result in faults], "ms")
     share = metrics["all/right"].value / max(len(faults), 1)
     hangs = [result["seconds_after_fault"] for _, result in faults if result["truth"] == "H1" and is_right(result)]
@@ -321,6 +322,7 @@ def main() -> None:
         else:
             print(json.dumps(result, indent=1))
     else:
+        run_missing(list(cases(options.hooks)), options.limit)
         name = "diagnose_matrix" if options.hooks == "compiled" else "diagnose_matrix_python"
         found = record(f"python -m bench.diagnose_matrix --hooks {options.hooks}", name, options.hooks)
         print(found.save(options.out or harness.results_folder() / f"{name}.json"))

@@ -65,6 +65,18 @@ def test_a_rank_that_left_no_dump(tmp_path, absent):
     assert any(f"rank {absent}: there is no file" in line for line in verdict.not_seen)
 
 
+def test_a_rank_that_left_no_dump_though_nobody_waits(tmp_path):
+    """Gloo calls operations that failed retired: the death of a rank shows in nothing else."""
+    config = {"": {"name": "", "ranks": "[0, 1, 2, 3]"}}
+    for rank in (0, 1, 3):
+        dump(tmp_path, rank, [entry(i, i + 1) for i in range(9)], pg_config=config)
+    verdict = diagnose_dumps(tmp_path)
+    assert (verdict.kind, verdict.ranks, verdict.confidence) == ("H1", (2,), 0.5)
+    for rank in (1, 3):  # somebody has copied a part of them
+        (tmp_path / f"trace_rank_{rank}.json").unlink()
+    assert diagnose_dumps(tmp_path).kind == "healthy"
+
+
 def test_members_that_nobody_can_have_are_refused(tmp_path):
     dump(tmp_path, 0, [entry(0, 1)], pg_config={"": {"name": "", "ranks": "[0, 9999999]"}})
     with pytest.raises(UsageError, match="rank 9999999"):

@@ -21,7 +21,6 @@ _HOMES = {
     "Writer": "frame",
     "diagnose": "analyze",
     "diagnose_dumps": "analyze",
-    "diagnose_files": "analyze",
     "diagnose_folder": "analyze",
     "inject": "injection",
 }
@@ -31,7 +30,6 @@ __all__ = [*_HOMES]  # noqa: PLE0604 (the names are texts)
 if TYPE_CHECKING:
     from trimtab.diagnose.analyze import diagnose as diagnose
     from trimtab.diagnose.analyze import diagnose_dumps as diagnose_dumps
-    from trimtab.diagnose.analyze import diagnose_files as diagnose_files
     from trimtab.diagnose.analyze import diagnose_folder as diagnose_folder
     from trimtab.diagnose.frame import Writer as Writer
     from trimtab.diagnose.host import Watcher as Watcher

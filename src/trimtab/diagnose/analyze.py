@@ -16,12 +16,12 @@ pipelines; steps and call sites show what signatures cannot.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from trimtab.diagnose import divergence, flight
-from trimtab.diagnose.frame import RankFile, read_folder
+from trimtab.diagnose.frame import read_folder
 from trimtab.diagnose.groups import Groups
 from trimtab.diagnose.hang import Waits, hang, waits
 from trimtab.diagnose.slow import Baseline, slow, time_trace
@@ -61,6 +61,17 @@ def diagnose(
             return Verdict(kind="healthy", confidence=0.8, summary=pause, evidence=(pause,), not_seen=tuple(not_seen))
     if is_hung or diverged is not None:
         return hang(snapshot, trace, found, diverged, hosts, edges, not_seen)
+    silent = np.flatnonzero(~snapshot.present)
+    if snapshot.all_asked and 0 < silent.size < snapshot.present.size / 2:  # of more, somebody left the dumps out
+        who = ranks_in_words(silent)
+        return Verdict(
+            kind="H1",
+            ranks=tuple(silent.tolist()),
+            confidence=0.5,
+            summary=f"{who} did not answer when states were written down; the others did",
+            evidence=(f"others count {who} among the members of their groups",),
+            not_seen=tuple(not_seen),
+        )
     timing = None
     if trace is not None:
         timing = time_trace(trace, limits, baseline)
@@ -99,22 +110,6 @@ def diagnose_folder(
         OSError: the folder cannot be read.
     """
     files, notes = read_folder(folder)
-    return diagnose_files(files, notes, limits=limits, hosts=hosts, edges=edges, baseline=baseline)
-
-
-def diagnose_files(
-    files: Sequence[RankFile],
-    notes: Sequence[str] = (),
-    *,
-    limits: Limits = Limits(),  # noqa: B008 (frozen)
-    hosts: Mapping[int, Host] | None = None,
-    edges: np.ndarray | None = None,
-    baseline: Baseline | None = None,
-) -> Verdict:
-    """Return the verdict on the job whose files and notes these are, from `read_folder`.
-
-    For those who look at the hosts between reading and judging (`host.Watcher`).
-    """
     groups, places, more = Groups.of_files(files)
     snapshot = Snapshot.of_files(files, groups, places, notes=[*notes, *more])
     trace = Trace.of_files(files, groups, places)

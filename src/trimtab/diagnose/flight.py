@@ -149,7 +149,7 @@ def _joined(dumps: dict[int, _Dump], taken: dict[int, int]) -> tuple[Snapshot, T
         room += ring.size
         _state(snapshot, ring, place, taken[rank])
     trace = Trace.of_rings(rings, groups, room=room)
-    snapshot.texts, snapshot.notes = texts, list(dict.fromkeys(notes))
+    snapshot.texts, snapshot.notes, snapshot.all_asked = texts, list(dict.fromkeys(notes)), True
     return snapshot, trace
 
 

@@ -54,6 +54,8 @@ class Snapshot:
     """Host and process of ranks."""
     notes: Sequence[str] = ()
     """What could not be read."""
+    all_asked: bool = False
+    """Whether all ranks were asked for their state, so that one which gave none could not."""
 
     @classmethod
     def empty(cls, groups: Groups, *, notes: Sequence[str] = ()) -> Snapshot:
