@@ -217,6 +217,11 @@ class Call(NamedTuple):
     num_bytes: int
     signature_and_site: int
     peer: int
+    next_seq: Callable[[], int]
+    next_done: Callable[[], int]
+    seq_at: int
+    """Where in the file the communicator's latest number stands, and that of what is complete."""
+    done_at: int
 
 
 class Writer:
@@ -285,8 +290,7 @@ class Writer:
         self._names: dict[tuple[str, bytes], int] = {}
         self._texts: set[int] = set()
         self._lock = threading.Lock()
-        self._seqs: list[Callable[[], int]] = []
-        self._dones: list[Callable[[], int]] = []
+        self._counts: list[tuple[Callable[[], int], Callable[[], int]]] = []  # entered, completed: by communicator
         self.enter, self.leave, self.step, self._waited, self._flag = self._functions()
 
     def communicator(self, name: str, members: Sequence[int] | np.ndarray, *, p2p: bool = False) -> int:
@@ -299,7 +303,7 @@ class Writer:
             key = (name, ranks.tobytes())
             if key in self._names:
                 return self._names[key]
-            index = len(self._seqs)
+            index = len(self._counts)
             if index == self._layout.max_communicators:
                 return -1
             runs = _runs(ranks)
@@ -316,8 +320,7 @@ class Writer:
             frame["flags"] = P2P if p2p else 0
             at = self._layout.frames_at + 64 * index
             self._map[at : at + 64] = frame.tobytes()
-            self._seqs.append(itertools.count(1).__next__)
-            self._dones.append(itertools.count(1).__next__)
+            self._counts.append((itertools.count(1).__next__, itertools.count(1).__next__))
             self._put("members_used", start + runs.size)
             self._put("num_communicators", index + 1)  # last: a reader now trusts the frame
             self._names[key] = index
@@ -337,7 +340,10 @@ class Writer:
         """Pack what does not change from call to call: keep the result by communicator, operation, shape and place."""
         code = OPS.index(op) if op in OPS else 0
         what = communicator | code << 16 | flags << 24
-        return Call(communicator, what, num_bytes, signature | site << 32, peer)
+        at = self._layout.frames_at + 64 * communicator
+        return Call(
+            communicator, what, num_bytes, signature | site << 32, peer, *self._counts[communicator], at + 8, at + 24
+        )
 
     def text(self, text: str) -> int:
         """Keep a text, such as a call site, for the report; return its key. Beyond the room for texts only the key."""
@@ -403,7 +409,7 @@ class Writer:
     def progress(self) -> int:
         """Return a number that changes with every operation that is entered or left."""
         at = self._layout.frames_at
-        frames = np.frombuffer(self._map[at : at + 64 * len(self._seqs)], FRAME)
+        frames = np.frombuffer(self._map[at : at + 64 * len(self._counts)], FRAME)
         return int(frames["seq"].sum() + frames["done"].sum())
 
     def close(self, *, finished: bool = True, blind: bool = False) -> None:
@@ -437,16 +443,15 @@ class Writer:
         put_record = struct.Struct("<IIQQQQQIIII").pack_into
         put_pair, put_one = struct.Struct("<QQ").pack_into, struct.Struct("<Q").pack_into
         slots = [layout.ring_at + 64 * i for i in range(layout.capacity)]
-        frames = [layout.frames_at + 64 * i for i in range(layout.max_communicators)]
-        seqs, dones, now = self._seqs, self._dones, time.monotonic_ns
+        now = time.monotonic_ns
         next_number, mask = itertools.count(1).__next__, layout.capacity - 1
         latest = step = waited = 0
 
         def enter(call: Call) -> int:
             nonlocal latest, waited
-            communicator, what, num_bytes, signature_and_site, peer = call
+            _, what, num_bytes, signature_and_site, peer, next_seq, _, seq_at, _ = call
             latest = number = next_number()
-            seq = seqs[communicator]()
+            seq = next_seq()
             stamp = number & _LOW
             put_record(
                 buffer,
@@ -463,7 +468,7 @@ class Writer:
                 waited,
                 stamp,
             )
-            put_pair(buffer, frames[communicator] + 8, seq, number)
+            put_pair(buffer, seq_at, seq, number)
             waited = 0
             return number
 
@@ -471,8 +476,7 @@ class Writer:
             time_ns = now()
             if latest - number <= mask:  # else the ring has gone round since, and the place is another's
                 put_one(buffer, slots[number & mask] + 24, time_ns)
-            communicator = call[0]
-            put_pair(buffer, frames[communicator] + 24, dones[communicator](), time_ns)
+            put_pair(buffer, call[8], call[6](), time_ns)
 
         def announce(number: int) -> None:
             nonlocal step
