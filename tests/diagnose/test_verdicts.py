@@ -368,7 +368,7 @@ class TestSlow:
         verdict = run.verdict(hosts=starved)
         assert verdict.kind == "healthy"
         assert any("wait for a processor for 90% of the time" in line for line in verdict.not_seen)
-        alone = run.verdict(hosts={2: Host(state="R", delay_share=0.9)})
+        alone = run.verdict(hosts={2: Host(state="R", delay_share=0.9)})  # the others are elsewhere
         assert (alone.kind, alone.ranks) == (("S1", (2,)) if kind == "S1" else ("healthy", ()))
 
     def test_a_sender_that_is_done_before_its_bytes_arrive(self):

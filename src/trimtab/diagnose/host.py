@@ -89,7 +89,8 @@ class Watcher:
     """Looks at the processes of a job's ranks, again and again.
 
     Processor time is over the time since the last look; what connections carried, and how long processes waited for a
-    processor, over that since the first look of the last five seconds, or since the last look if that is longer ago.
+    processor, over that since the first look of the last five seconds, or since the last look if that is longer ago
+    (at the first look: since the process began).
 
     >>> hosts, edges = Watcher().look([])
     """
@@ -100,7 +101,7 @@ class Watcher:
         """Return what this host says about the ranks whose files were read, and their connections (`links.EDGE`).
 
         Ranks that run on other hosts are left out, and those of whom it says nothing (`telling`). The first look knows
-        no rates: its shares are None, and it has no edges.
+        no processor time, and has no edges.
         """
         here = boot_id()
         mine = [file for file in files if here and file.boot == here]
@@ -122,7 +123,8 @@ class Watcher:
         if _started(values) > file.created + asleep + 1.0:
             return Host(state="X")  # the number belongs to another process now
         now.ticks[file.pid], now.delays[file.pid] = int(values[11]) + int(values[12]), _delay(file.pid)
-        share = delay = None
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - _started(values)
+        share, delay = None, round(now.delays[file.pid] / 1e9 / max(age, 0.05), 3)
         if self._seen:
             last, first = self._seen[-1], self._seen[0]
             if file.pid in last.ticks and now.at - last.at > 0.05:
@@ -141,8 +143,9 @@ class Watcher:
             if self._seen and ends in first.links:
                 past, past_busy = first.links[ends]
                 sent, seconds = max(acked - past, 0), max(busy - past_busy, 0) / 1e6
-                costs = (s / n if n else np.nan for s, n in ((seconds, sent), (past_busy / 1e6, past)))
-                rows.append((*ends, sent, unsent[ends], min(seconds / (now.at - first.at), 1.0), *costs))
+                cost = seconds / sent if sent else np.nan
+                before = past_busy / 1e6 / past if past > sent else np.nan  # of little, it says nothing
+                rows.append((*ends, sent, unsent[ends], min(seconds / (now.at - first.at), 1.0), cost, before))
         return np.array(rows, EDGE)
 
 

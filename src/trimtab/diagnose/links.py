@@ -16,7 +16,7 @@ EDGE = np.dtype(
         ("unsent", "<i8"),  # bytes that wait to be sent or acknowledged now
         ("busy", "<f8"),  # share of the window in which there was something to send, 0 to 1
         ("cost", "<f8"),  # busy seconds for each byte that was sent in the window; NaN where there was none
-        ("cost_before", "<f8"),  # the same before the window; NaN where nothing was sent
+        ("cost_before", "<f8"),  # the same before the window; NaN where less was sent than in it
     ]
 )
 """One direction of a connection over a window of time, as its sender's host sees it."""

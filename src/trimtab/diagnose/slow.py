@@ -32,7 +32,6 @@ _EWMA = 0.1
 _NOISE = 0.02  # of what a rank works: no deviation is taken to be smaller
 _VOTES = 2 / 3  # of the slow operations must name the same ranks
 _EXPLAINED = 0.5  # of what is lost, if a rank waited for a processor for as long, that is why
-_STANDS_OUT = 3.0  # times as long as the others: then the rank's own host is to blame
 _PARTS = 4  # of the window: what holds in all but one of them lasts
 
 
@@ -220,6 +219,7 @@ def slow(
     transfer, slow_groups = _transfers(trace, timing, limits)
     if not late_ranks.size and not slow_groups.size and edges is not None:
         transfer, slow_groups = _waits(trace, timing, limits, edges)
+        slow_groups = slow_groups[transfer[slow_groups] > 2 * excess.max()]  # somebody may work longer, for all that
     if late_ranks.size or slow_groups.size:
         late_ranks, slow_groups = _not_starved(
             trace, timing, hosts, late_ranks, slow_groups, excess, transfer, not_seen
@@ -350,13 +350,13 @@ def _not_starved(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The late ranks and slow communicators but for those whose processes merely wait for a processor.
 
-    A rank that does so much longer than the others stays, for then its host is to blame.
+    Late ranks stay where others are on other hosts, for then their host is to blame.
     """
     groups = trace.groups
-    delay = np.array([hosts.get(rank, Host()).delay_share or 0.0 for rank in range(groups.num_ranks)])
+    found = [hosts.get(rank, Host()).delay_share for rank in range(groups.num_ranks)]
+    delay = np.array([0.0 if share is None else share for share in found])
     seconds = delay * timing.window
-    is_explained = seconds[late_ranks] > _EXPLAINED * excess[late_ranks]
-    if (is_explained & (delay[late_ranks] < _STANDS_OUT * _lower_median(delay))).any():
+    if None not in found and (seconds[late_ranks] > _EXPLAINED * excess[late_ranks]).any():
         late_ranks = late_ranks[:0]
     if slow_groups.size:
         most = np.array([seconds[groups.ranks[groups.members(c)]].max() for c in slow_groups.tolist()])
