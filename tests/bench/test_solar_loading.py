@@ -12,14 +12,24 @@ from trimtab.data.plan import STORE
 from trimtab.data.policies import pooled
 
 
-def test_the_pooled_policy_reads_what_the_simulation_counts():
+@pytest.mark.parametrize("network", [False, True])
+def test_the_pooled_policy_reads_what_the_simulation_counts(network):
     plan = Plan(num_samples=500, num_ranks=4, batch_size=5, num_epochs=4, num_slots=60)
-    policy, reads, seen = Pooled(plan), 0, []
+    policy, reads, far, given, seen = Pooled(plan, network), 0, 0, 0, []
     for rank in range(4):
         for step in policy.rank(rank, start=(0, 0)):
-            reads += int((step.source == STORE).sum())
-            seen += step.samples.tolist()
-    assert reads == sum(pooled(plan), Tally()).num_reads
+            samples = step.samples % 500
+            reads += int(((step.source == STORE) & (step.samples < 500)).sum())
+            others = step.samples >= 500
+            assert (step.source[others] == STORE).all()
+            assert (policy.keeper[samples[others]] != rank).all()
+            assert not network or (policy.keeper[samples[step.slot >= 0]] == rank).all()
+            far += int(others.sum())
+            given += int(((step.keep >= 0) & (policy.keeper[samples] != rank)).sum())
+            seen += samples.tolist()
+    counted = sum(pooled(plan), Tally())
+    assert reads == counted.num_reads
+    assert far == (counted.num_sent - given if network else 0)
     assert np.bincount(seen).tolist() == [4] * 500
 
 

@@ -46,7 +46,7 @@ class Throttle:
 
 
 class _Request:
-    """One request; a class of its own, for it takes a third of the time that a generator would."""
+    """One request; a class of its own, for a generator takes twice the time."""
 
     __slots__ = ("_latency_seconds", "_stream", "_until")
 
