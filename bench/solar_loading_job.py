@@ -94,9 +94,8 @@ def measure(way: str, shape: Shape, data: Path) -> dict[str, Any]:
     """Feed all ranks, and return the seconds of the slowest and the reads of all. `data` is the folder of samples."""
     path = str(data_file(data, shape))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["bench.solar_loading_job", "torch.distributed", "torch.utils.data"]
-    )  # imported once for all ranks
+    # imported once for all ranks
+    context.set_forkserver_preload(["bench.solar_loading_ways", "torch.distributed", "torch.utils.data"])
     barrier, found = context.Barrier(shape.num_ranks), context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
