@@ -186,10 +186,22 @@ def solar_loading_tables(record: Record) -> str:
         ]
         for name in names
     ]
+    network = record.inference["network"]
+    modelled = f"{network['latency_seconds'] * 1e6:g} us, {network['bytes_per_second'] / 1e9:g} GB/s a request"
+    over = {"free network": "over pooled 0.5", f"modelled network: {modelled}": "over pooled, network 0.5"}
+    beside = [
+        [name, *(f"{_value(record, f'{name}/{key}'):.2f}x" for key in over.values())]
+        for name in names
+        if f"{name}/over pooled 0.5" in record.metrics
+    ]
     parts = [
         "**Seconds of ten epochs**, loading alone / times as fast as the best of the DataLoaders in the same round; "
         "the number behind *DataLoader* is that of its workers, the others are buffers as parts of the data",
         markdown(["", *(ours_bold(way) for way in ways)], rows),
+        "**Beside NoPFS's policy** (*pooled*), which keeps as many samples as trimtab and reads as many from the "
+        "store, but keeps them where they are used most often, not always where they are used: times as fast as it, "
+        "buffers .5, where samples of other ranks cost nothing, and where each is a modelled request to its rank",
+        markdown(["", *over], beside),
         "**Samples read from the store**",
         markdown(["", *(ours_bold(way) for way in ways)], [row + [""] * (len(ways) + 1 - len(row)) for row in reads]),
     ]

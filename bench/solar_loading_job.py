@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -49,12 +50,12 @@ def data_file(folder: Path, shape: Shape) -> Path:
 
 
 def batches(way: str, path: str, shape: Shape, rank: int, job: str) -> Iterator[tuple[Any, int]]:
-    """Return the batches of a rank in a way: ``DataLoader 4``, ``trimtab 0.5`` or ``pooled 0.5``."""
-    kind, _, number = way.partition(" ")
+    """Return the batches of a rank: ``DataLoader 4``, ``trimtab 0.5``, ``pooled 0.5`` or ``pooled, network 0.5``."""
+    kind, _, number = way.rpartition(" ")
     if kind == "DataLoader":
         return ways.stock(path, shape, rank, int(number))
-    if kind == "pooled":
-        return ways.pooled(path, shape, rank, float(number), job)
+    if kind.startswith("pooled"):
+        return ways.pooled(path, shape, rank, float(number), job, network=kind == "pooled, network")
     return ways.ours(path, shape, rank, float(number))
 
 
@@ -69,6 +70,9 @@ def feed(way: str, path: str, shape: Shape, rank: int, folder: str, barrier: Any
     numbers, reads = np.zeros(shape.num_samples, int), 0
     for name in ("permutation", "placement", "caching"):
         kernels.load(name)  # what is imported once is no loading of data
+    # a virtual machine may have given free memory back to its host, and then the first touch costs ten times as much
+    # as elsewhere: there shall be enough that was touched, for whatever a way keeps
+    np.empty(shape.num_samples * shape.sample_bytes // shape.num_ranks, np.uint8).fill(1)
     barrier.wait(_PATIENCE)
     begun, used = time.perf_counter(), time.process_time()
     for batch, reads in loaded:  # noqa: B007
@@ -86,24 +90,27 @@ def feed(way: str, path: str, shape: Shape, rank: int, folder: str, barrier: Any
     os._exit(0)  # gloo's threads now and then abort a process that ends in the usual way
 
 
-def measure(way: str, shape: Shape, data: Path, folder: Path) -> dict[str, Any]:
-    """Feed all ranks, and return the seconds of the slowest and the reads of all."""
+def measure(way: str, shape: Shape, data: Path) -> dict[str, Any]:
+    """Feed all ranks, and return the seconds of the slowest and the reads of all. `data` is the folder of samples."""
     path = str(data_file(data, shape))
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # imported once for all ranks
+    context.set_forkserver_preload(["bench.solar_loading_ways", "torch.distributed", "torch.utils.data"])
     barrier, found = context.Barrier(shape.num_ranks), context.Queue()
-    ranks = [
-        context.Process(target=feed, args=(way, path, shape, rank, str(folder), barrier, found), daemon=False)
-        for rank in range(shape.num_ranks)
-    ]
-    for rank in ranks:
-        rank.start()
-    try:
-        results = [found.get(timeout=600) for _ in ranks]
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [
+            context.Process(target=feed, args=(way, path, shape, rank, folder, barrier, found), daemon=False)
+            for rank in range(shape.num_ranks)
+        ]
         for rank in ranks:
-            rank.join(60)
-    finally:
-        for rank in ranks:
-            rank.kill()
+            rank.start()
+        try:
+            results = [found.get(timeout=600) for _ in ranks]
+            for rank in ranks:
+                rank.join(60)
+        finally:
+            for rank in ranks:
+                rank.kill()
     seconds, cpu, reads, numbers = zip(*results, strict=True)
     counts = np.sum(numbers, axis=0)
     if counts.min() < shape.num_epochs:
@@ -119,14 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the samples")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    folder = args.out.with_suffix(".ranks").absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        (folder / "meet").unlink(missing_ok=True)
-        found = measure(args.way, msgspec.json.decode(args.shape, type=Shape), args.data.absolute(), folder)
-    finally:
-        (folder / "meet").unlink(missing_ok=True)
-        folder.rmdir()
+    found = measure(args.way, msgspec.json.decode(args.shape, type=Shape), args.data.absolute())
     args.out.write_text(json.dumps(found))
 
 

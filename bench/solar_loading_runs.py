@@ -18,14 +18,14 @@ import msgspec
 
 from bench import jobs
 from bench.jobs import ProcessJob
-from bench.solar_loading_ways import LOOK_AHEAD, NUM_THREADS, Shape
+from bench.solar_loading_ways import LOOK_AHEAD, NETWORK, NUM_THREADS, Shape
 
 CACHE = Path(__file__).parents[1] / ".cache" / "solar_loading"
 
 STOCK = ("DataLoader 0", "DataLoader 2", "DataLoader 4")
 OURS = ("trimtab 0", "trimtab 0.5", "trimtab 0.9", "trimtab 1")
-POOLED = "pooled 0.5"
-WAYS = (*STOCK, *OURS, POOLED)
+POOLED, NETWORKED = "pooled 0.5", "pooled, network 0.5"
+WAYS = (*STOCK, *OURS, POOLED, NETWORKED)
 LATENCIES = (0.5e-3, 2e-3)
 NUM_RANKS = (4, 8)
 SAMPLE_BYTES = (65_536, 1_048_576)
@@ -76,12 +76,14 @@ class Load(ProcessJob):
         shape = self.shape
         latency = "cached" if shape.latency is None else f"{shape.latency * 1e3:g}ms"
         folder = f"{latency}-{shape.num_ranks}x{shape.batch_size}-{shape.num_samples}x{shape.sample_bytes}"
-        return CACHE / folder / f"{self.way.replace(' ', '_')}-{self.round}.json"
+        return CACHE / folder / f"{self.way.replace(', ', '_').replace(' ', '_')}-{self.round}.json"
 
     @property
     def depends_on(self) -> dict[str, Any]:
         found = {"shape": msgspec.to_builtins(self.shape), "way": self.way, "round": self.round}
-        return found if self.way in STOCK else found | {"look_ahead": LOOK_AHEAD, "num_threads": NUM_THREADS}
+        if self.way not in STOCK:
+            found |= {"look_ahead": LOOK_AHEAD, "num_threads": NUM_THREADS}
+        return found | {"network": [*NETWORK]} if self.way == NETWORKED else found
 
     @property
     def arguments(self) -> list[str]:
@@ -93,7 +95,7 @@ def loads(shapes: dict[str, Shape], ways: Sequence[str], num_rounds: int) -> Ite
     for number in range(num_rounds):
         for shape in shapes.values():
             for way in ways:
-                if shape.latency is not None or way != POOLED:
+                if shape.latency is not None or way in (*STOCK, *OURS):
                     yield Load(shape, way, number)
 
 

@@ -5,7 +5,8 @@ Each yields a batch a step; the global batches are those of a DistributedSampler
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,8 @@ from trimtab.kernels import load
 
 LOOK_AHEAD = 8
 NUM_THREADS = 16
+NETWORK = Costs(latency_seconds=50e-6, bytes_per_second=1.25e9)
+"""What a sample of another rank costs where the network is modelled: that of a cluster, 10 Gbit/s for each stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +103,24 @@ def ours(path: str, shape: Shape, rank: int, held: float) -> Iterator[tuple[Any,
             yield batch, loader.report["samples_read"]
 
 
-def pooled(path: str, shape: Shape, rank: int, held: float, job: str) -> Iterator[tuple[Any, int]]:
-    """Yield batches by NoPFS's policy, with the threads and the look-ahead of ours.
+def pooled(
+    path: str, shape: Shape, rank: int, held: float, job: str, *, network: bool = False
+) -> Iterator[tuple[Any, int]]:
+    """Yield batches by NoPFS's policy, with the threads and the look-ahead of ours, and the samples read so far.
 
     The batches of ranks are those of a DistributedSampler. A rank keeps what it uses most often, and what another one
-    keeps comes from its memory: here without any network, by shared memory, which is the best case for this policy.
+    keeps comes from its memory: by shared memory, without any network, which is the best case for this policy; or over
+    a modelled `network`, by requests of the threads that read ahead.
     """
-    store = _store(path, shape)
+    store = _Networked(_store(path, shape), HDF5(path, "x", num_threads=1, costs=NETWORK, throttle=Throttle(*NETWORK)))
     budget = int(held * shape.num_samples / shape.num_ranks)
     ring = min(LOOK_AHEAD * shape.batch_size, max(2 * shape.batch_size, budget // 16))
     plan = Pooled(
         Plan(
             num_samples=shape.num_samples, num_ranks=shape.num_ranks, batch_size=shape.batch_size,
             num_epochs=shape.num_epochs, num_slots=budget - ring - 2 * shape.batch_size,
-        )
+        ),
+        network,
     )  # fmt: skip
     batches = Batches(
         store.fields, {"x": "x"}, tensors=True, seed=0, transform=None, collate=None, num_threads=1, pin_memory=False
@@ -136,8 +143,38 @@ def pooled(path: str, shape: Shape, rank: int, held: float, job: str) -> Iterato
 
     run = Run(prefetch, store, slots, None, batches, batch_size=shape.batch_size)
     while (ready := run.next()) is not None:
-        yield ready.batch, run.num_reads
+        yield ready.batch, store.num_reads
     run.close()
+
+
+class _Networked:
+    """Samples in a store, and under other numbers in the memory of other ranks.
+
+    The latter are read from the same file, at the speed of the network.
+    """
+
+    def __init__(self, store: HDF5, others: HDF5) -> None:
+        self.fields, self.num_samples = store.fields, 2 * store.num_samples
+        self.num_reads = 0
+        """Samples that came from the store so far."""
+        self._store, self._others, self._counting = store, others, threading.Lock()
+
+    def read(self, samples: np.ndarray, out: Mapping[str, np.ndarray]) -> int:
+        """Read samples, in the order of their numbers; see `trimtab.data.store.Store`."""
+        half, num_bytes = self._store.num_samples, 0
+        num_stored = int(np.searchsorted(samples, half))
+        if num_stored:
+            num_bytes += self._store.read(samples[:num_stored], {name: x[:num_stored] for name, x in out.items()})
+            with self._counting:
+                self.num_reads += num_stored
+        if num_stored < len(samples):
+            rows = {name: x[num_stored:] for name, x in out.items()}
+            num_bytes += self._others.read(samples[num_stored:] - half, rows)
+        return num_bytes
+
+    def close(self) -> None:
+        self._store.close()
+        self._others.close()
 
 
 def _store(path: str, shape: Shape) -> HDF5:
@@ -147,9 +184,16 @@ def _store(path: str, shape: Shape) -> HDF5:
 
 @dataclass
 class Pooled:
-    """NoPFS's policy in the form of a plan, whose ranks share all slots; see `trimtab.data.policies.pooled`."""
+    """NoPFS's policy in the form of a plan, whose ranks share all slots; see `trimtab.data.policies.pooled`.
+
+    Over a `network`, samples in slots of other ranks are read; their numbers are then those of `_Networked`. Writing
+    to another rank's slot, which happens in the first epoch, costs nothing.
+    """
 
     plan: Plan
+    network: bool = False
+    keeper: np.ndarray = field(init=False)
+    """Which rank keeps each sample, int32; `STORE` for none."""
     slot: np.ndarray = field(init=False)
     """Where each sample is kept, int32; -1 for none."""
     num_slots: int = field(init=False)
@@ -165,7 +209,7 @@ class Pooled:
         for times in range(int(uses.max()), 0, -1):
             samples, ranks = (index.astype(np.int32) for index in np.nonzero(uses == times))
             load("caching").assign(samples, ranks, free, keeper)
-        kept = keeper != STORE
+        self.keeper, kept = keeper, keeper != STORE
         self.num_slots = int(kept.sum())
         self.slot = np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32)
 
@@ -198,15 +242,17 @@ class _Steps:
             for number in range(plan.num_steps):
                 samples = drawn[offsets[number] : offsets[number + 1]][self._rank :: num_ranks]
                 slot = policy.slot[samples]
-                seen = (slot >= 0) & (epoch > 0)
+                kept = (slot >= 0) & (epoch > 0)
+                far = kept & (policy.keeper[samples] != self._rank) & policy.network
+                seen = kept & ~far
                 yield Step(
                     epoch=epoch,
                     number=number,
-                    samples=samples,
+                    samples=np.where(far, samples + np.int32(plan.num_samples), samples),
                     source=np.where(seen, 0, STORE).astype(np.int32),
                     slot=np.where(seen, slot, -1).astype(np.int32),
                     lender=np.full(len(samples), -1, np.int32),
-                    keep=np.where(seen, -1, slot).astype(np.int32),
+                    keep=np.where(kept, -1, slot).astype(np.int32),
                     lent=none,
                     lent_slot=none,
                     lent_to=none,

@@ -18,4 +18,5 @@ def test_ranks_hold_all_samples_together(num_ranks, per_node, start, tmp_path):
         "tests.data.loader_ranks", num_ranks, str(tmp_path), str(per_node), *start, folder=tmp_path, timeout=120
     )
     assert all("loaded" in log for log in said)
-    assert not [path for path in {*Path("/dev/shm").glob("*")} - before if "trimtab" in path.name]
+    left = [path.name for path in {*Path("/dev/shm").glob("*")} - before]
+    assert not [name for name in left if "trimtab" in name and "diagnose" not in name]  # of tests that run beside this

@@ -6,6 +6,7 @@ taken, straight into their batch.
 
 from __future__ import annotations
 
+import itertools
 import math
 import queue
 import threading
@@ -31,7 +32,7 @@ _MOST_STEPS = 64
 """Steps that are known ahead at most, where they read little."""
 _MOST_DIRECT = 16
 """The same, where they are read when they are taken."""
-_WORTH = 1e-3  # seconds of reading for which another thread is worth its waking
+_WORTH = 2.5e-3  # seconds of reading for which another thread is worth its waking
 _WAIT = 2e-5  # seconds that storage lets a sample wait from which reading ahead pays
 _WORK, _WORK_SPEED = 5e-5, 1e9  # work on a sample from which threads do: seconds, and bytes a second beside them
 _JOIN_SECONDS = 10.0
@@ -106,7 +107,9 @@ class Prefetch:
         self._plan, self._rank, self._start, self._store, self._lending = plan, rank, start, store, lending
         self._capacity, self._num_threads = capacity, num_threads
         self._ring = _Ring(empty_rows(store.fields, capacity), capacity)
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._arrived = threading.Condition(self._lock)  # what whoever takes steps waits for
+        self._freed = threading.Condition(self._lock)  # what planning waits for
         self._coming: deque[Coming] = deque()
         self._tasks: queue.SimpleQueue[tuple[Round, int, int] | None] = queue.SimpleQueue()
         self._closed = self._ended = False
@@ -124,7 +127,7 @@ class Prefetch:
 
         Raises whatever planning or reading raised; `InterruptedError` once closed.
         """
-        with self._changed:
+        with self._lock:
             while True:
                 if self._error is not None:
                     raise self._error
@@ -134,15 +137,15 @@ class Prefetch:
                     return self._coming.popleft()
                 if self._ended and not self._coming:
                     return None
-                self._changed.wait()
+                self._arrived.wait()
 
     def release(self, coming: Coming) -> None:
         """Say that a step has been taken, in the order of `next`: its rows may be overwritten."""
-        with self._changed:
+        with self._lock:
             if coming.is_last and coming.round is not None:
                 self._ring.give_back(coming.round)
             if coming.is_last or len(self._coming) <= _MOST_DIRECT // 2:
-                self._changed.notify_all()
+                self._freed.notify_all()
 
     def read(self, coming: Coming, rows: Rows) -> None:
         """Read what a direct step needs into the last rows of its batch."""
@@ -151,9 +154,10 @@ class Prefetch:
 
     def close(self) -> None:
         """End the threads. One that hangs in a read is waited for a few seconds, and then left to itself."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            self._arrived.notify_all()
+            self._freed.notify_all()
         for _ in self._threads[1:]:
             self._tasks.put(None)
         end = time.monotonic() + _JOIN_SECONDS
@@ -162,9 +166,9 @@ class Prefetch:
                 thread.join(max(0.0, end - time.monotonic()))
 
     def _fail(self, error: BaseException) -> None:
-        with self._changed:
+        with self._lock:
             self._error = self._error or error
-            self._changed.notify_all()
+            self._arrived.notify_all()
 
     def _look_ahead(self) -> None:
         """Plan steps, and have them read."""
@@ -184,9 +188,9 @@ class Prefetch:
                 together.append(coming)
                 num_reads += count
             if self._submit(together, num_reads):
-                with self._changed:
+                with self._lock:
                     self._ended = True
-                    self._changed.notify_all()
+                    self._arrived.notify_all()
         except BaseException as error:  # noqa: BLE001 (whoever waits for a batch raises it)
             self._fail(error)
 
@@ -208,15 +212,15 @@ class Prefetch:
     def _pass_on(self, coming: Coming) -> bool:
         """Leave a step to whoever takes it; return False when closed."""
         coming.is_direct = True
-        with self._changed:
+        with self._lock:
             if len(self._coming) >= _MOST_DIRECT:
                 while len(self._coming) > _MOST_DIRECT // 2 and not self._closed:
-                    self._changed.wait()
+                    self._freed.wait()
             if self._closed:
                 return False
             self._coming.append(coming)
             if len(self._coming) == 1:
-                self._changed.notify_all()
+                self._arrived.notify_all()
         return True
 
     def _submit(self, together: list[Coming], num_reads: int) -> bool:
@@ -225,11 +229,11 @@ class Prefetch:
         order = np.argsort(samples, kind="stable")
         place = np.empty_like(order)
         place[order] = np.arange(num_reads)
-        with self._changed:
+        with self._lock:
             while len(self._coming) + len(together) > _MOST_STEPS or not self._ring.has_room(num_reads):
                 if self._closed:
                     return False
-                self._changed.wait()
+                self._freed.wait()
             if self._closed:
                 return False
             read = self._ring.take(samples[order], self._store) if num_reads else None
@@ -244,16 +248,18 @@ class Prefetch:
             if together:
                 together[-1].is_last = True
             self._coming.extend(together)
-            self._changed.notify_all()
+            if read is None:
+                self._arrived.notify_all()
         if read is not None:
-            for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            for begin, end in itertools.pairwise(bounds):
                 self._tasks.put((read, begin, end))
         return True
 
-    def _cuts(self, num_reads: int) -> np.ndarray:
+    def _cuts(self, num_reads: int) -> list[int]:
         """Return where parts of a round begin and end: one a thread, or fewer where reading is quick."""
         useful = min(num_reads * self._pace.seconds / _WORTH, self._num_threads, num_reads) if num_reads else 0
-        return np.linspace(0, num_reads, max(math.ceil(useful), 1) + 1).astype(int)
+        num_parts = max(math.ceil(useful), 1)
+        return [num_reads * part // num_parts for part in range(num_parts + 1)]
 
     def _start_threads(self, num: int) -> None:
         """Have so many threads that read."""
@@ -273,10 +279,10 @@ class Prefetch:
             except BaseException as error:  # noqa: BLE001 (whoever waits for a batch raises it)
                 self._fail(error)
                 continue
-            with self._changed:
+            with self._lock:
                 read.parts_left -= 1
                 if not read.parts_left:
-                    self._changed.notify_all()
+                    self._arrived.notify_all()
 
     def _read_rows(self, samples: np.ndarray, rows: Rows) -> None:
         num_waits, begun, worked = _num_waits(), time.monotonic(), time.thread_time()
@@ -284,7 +290,7 @@ class Prefetch:
         worked, seconds = time.thread_time() - worked, time.monotonic() - begun
         # a thread that did not wait, but was stopped for others to work, will not read sooner with others beside it
         waited = 0.0 if num_waits is not None and _num_waits() == num_waits else seconds - worked
-        with self._changed:
+        with self._lock:
             self._pace.note(worked / len(samples), waited / len(samples))
             self.num_reads += len(samples)
             self.num_bytes += num_bytes

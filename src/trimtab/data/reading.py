@@ -255,6 +255,8 @@ class Reader:
 
     def useful_threads(self, num_requests: int, num_bytes: int, costs: Costs) -> int:
         """Return how many threads are worth their start."""
+        if self.num_threads == 1:
+            return 1
         seconds = costs.seconds(num_requests, num_bytes)
         useful = num_requests if costs.latency_seconds > _SLOW else int(seconds / _WORTH)
         return max(1, min(self.num_threads, num_requests, useful))
@@ -276,8 +278,8 @@ class Reader:
         """Return tasks that read each part into its place; `done` is called with the number of each filled part."""
         plan = _Requests(parts, self)
         waste = memoryview(bytearray(plan.widest))  # what lies between parts; threads overwrite one another's
-        if done is None and self.throttle is None and plan.num_threads == 1:
-            return Tasks([partial(_fill_here, parts, rows, places, plan, waste)], 1)
+        if done is None and plan.num_threads == 1:
+            return Tasks([partial(_fill_here, parts, rows, places, plan, waste, self.throttle)], 1)
         tasks = [
             partial(self._fill, parts, rows, plan.order[first:last], plan.into(places, first, last, waste), done)
             for first, last in plan.requests()
@@ -344,23 +346,29 @@ class _Requests:
     def __init__(self, parts: Parts, reader: Reader) -> None:
         costs = reader.costs_of(parts.file)
         order = parts.offsets.argsort(kind="stable")
-        starts, sizes = parts.offsets[order], parts.num_bytes[order]
-        stops = starts + sizes
+        starts = parts.offsets[order]
+        stops = starts + parts.num_bytes[order]
         self.order: list[int] = order.tolist()
         self.starts: list[int] = starts.tolist()
         self.stops: list[int] = stops.tolist()
         gaps = starts[1:] - stops[:-1]
-        num_bytes = int(sizes.sum())
-        apart = (gaps < 0) | (gaps > costs.gap)
-        num_merged = len(order) - 1 - int(np.count_nonzero(apart))
-        # no longer than leaves something for each thread, but not so short that latency rules
-        most = min(max(num_bytes // reader.num_threads, _LONG * costs.gap, 1), MOST_REQUEST)
-        if num_merged > 0 and (num_merged >= _MOST_PARTS or num_merged * (int(sizes.max()) + costs.gap) >= most):
-            first = np.maximum.accumulate(np.where(np.append(True, apart), np.arange(len(order)), 0))
-            piece = np.maximum((starts - starts[first]) // most, (np.arange(len(order)) - first) // _MOST_PARTS)
-            apart |= np.diff(piece) != 0
-        self.widest = int(gaps[~apart].max(initial=0)) if num_merged > 0 else 0
-        self._ends = [0, *(np.flatnonzero(apart) + 1).tolist(), len(order)] if len(order) else [0]
+        apart = gaps.view(np.uint64) > costs.gap  # negative ones look large, too
+        ends = (apart.nonzero()[0] + 1).tolist()
+        num, num_bytes = len(order), 0
+        if len(ends) + 1 < num or reader.num_threads > 1:
+            num_bytes = int(parts.num_bytes.sum())
+        self.widest = 0
+        if len(ends) + 1 < num:
+            num_merged = num - 1 - len(ends)
+            # no longer than leaves something for each thread, but not so short that latency rules
+            most = min(max(num_bytes // reader.num_threads, _LONG * costs.gap, 1), MOST_REQUEST)
+            if num_merged >= _MOST_PARTS or num_merged * (int(parts.num_bytes.max()) + costs.gap) >= most:
+                first = np.maximum.accumulate(np.where(np.append(True, apart), np.arange(num), 0))
+                piece = np.maximum((starts - starts[first]) // most, (np.arange(num) - first) // _MOST_PARTS)
+                apart |= np.diff(piece) != 0
+                ends = (apart.nonzero()[0] + 1).tolist()
+            self.widest = int(gaps[~apart].max(initial=0))
+        self._ends = [0, *ends, num] if num else [0]
         self.num_threads = reader.useful_threads(len(self._ends) - 1, num_bytes, costs)
 
     def into(self, places: Sequence[memoryview], first: int, last: int, waste: memoryview) -> list[memoryview]:
@@ -378,15 +386,27 @@ class _Requests:
         return zip(self._ends[:-1], self._ends[1:], strict=True)
 
 
-def _fill_here(parts: Parts, rows: Rows, places: Sequence[memoryview], plan: _Requests, waste: memoryview) -> int:
-    """Make all requests, one after the other: what most reads are where reading is quick, and so without detours."""
+def _fill_here(
+    parts: Parts,
+    rows: Rows,
+    places: Sequence[memoryview],
+    plan: _Requests,
+    waste: memoryview,
+    throttle: Throttle | None,
+) -> int:
+    """Make all requests, one after the other: what a loader's threads do, and so without detours."""
     file, order, starts, stops, num_bytes = parts.file, plan.order, plan.starts, plan.stops, 0
     fd, first, last = file.fd, 0, 1
     try:
         for first, last in plan.requests():
             offset, size = starts[first], stops[last - 1] - starts[first]
             into = (places[order[first]],) if last - first == 1 else plan.into(places, first, last, waste)
-            if preadv(fd, into, offset) != size:
+            if throttle is None:
+                found = preadv(fd, into, offset)
+            else:
+                with throttle.request(size):
+                    found = preadv(fd, into, offset)
+            if found != size:
                 file.read(into, offset, size, partial(_what, parts, rows, order[first:last]))
             num_bytes += size
     except OSError as error:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from trimtab.errors import UsageError
 
@@ -38,17 +37,35 @@ class Throttle:
         self.bytes_per_second = bytes_per_second
         self._stream = threading.local()
 
-    @contextmanager
-    def request(self, num_bytes: int) -> Iterator[None]:
-        """Let the ``with`` block take as long as a request of so many bytes would, at least."""
-        begun = time.perf_counter()
-        yield
-        credit = getattr(self._stream, "credit", 0.0)
-        until = begun + self.latency_seconds + num_bytes / self.bytes_per_second - credit
-        self._stream.credit = 0.0
-        while (left := until - time.perf_counter()) > 0:
-            time.sleep(left)
-            self._stream.credit = min(max(time.perf_counter() - until, 0.0), self.latency_seconds)
+    def request(self, num_bytes: int) -> AbstractContextManager[None]:
+        """Return what lets its ``with`` block take as long as a request of so many bytes would, at least."""
+        return _Request(self._stream, self.latency_seconds, num_bytes / self.bytes_per_second)
 
     def __reduce__(self) -> tuple[type[Throttle], tuple[float, float]]:
         return Throttle, (self.latency_seconds, self.bytes_per_second)
+
+
+class _Request:
+    """One request; a class of its own, for a generator takes twice the time."""
+
+    __slots__ = ("_latency_seconds", "_stream", "_until")
+
+    def __init__(self, stream: threading.local, latency_seconds: float, transfer_seconds: float) -> None:
+        self._stream, self._latency_seconds = stream, latency_seconds
+        self._until = latency_seconds + transfer_seconds
+
+    def __enter__(self) -> None:
+        self._until += time.perf_counter()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is not None:
+            return
+        stream = self._stream.__dict__
+        until = self._until - stream.get("credit", 0.0)
+        now = time.perf_counter()
+        late = 0.0
+        while now < until:
+            time.sleep(until - now)
+            now = time.perf_counter()
+            late = min(max(now - until, 0.0), self._latency_seconds)
+        stream["credit"] = late
