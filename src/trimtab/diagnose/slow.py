@@ -30,7 +30,7 @@ _LOW_QUANTILE = 0.1
 _SCALE = 1.4826  # of the median deviation, to make it a standard deviation for normal noise
 _EWMA = 0.1
 _NOISE = 0.02  # of what a rank works: no deviation is taken to be smaller
-_VOTES = 2 / 3  # of the slow operations must name the same ranks
+_VOTES = 2 / 3  # of what slow operations lose must name the same ranks
 _EXPLAINED = 0.5  # of what is lost, if a rank waited for a processor for as long, that is why
 _PARTS = 4  # of the window: what holds in all but one of them lasts
 
@@ -459,7 +459,7 @@ def _lateness_in_words(timing: Timing, ranks: np.ndarray, excess: np.ndarray) ->
 def _votes(
     trace: Trace, timing: Timing, limits: Limits, ranks: np.ndarray
 ) -> tuple[float, list[str], dict[str, float]]:
-    """The share of slow operations in which one of these ranks came last, with words and numbers.
+    """The share of what slow operations lost in which one of these ranks came last, with words and numbers.
 
     Asked are the smallest of their communicators: into larger ones others come late too, for they have waited for
     these ranks. Only operations in which everybody waits for everybody can tell; 1 where there are none.
@@ -474,10 +474,12 @@ def _votes(
     c, lost = timing.communicator[chosen], (timing.most - timing.least)[chosen]
     sizes = np.diff(groups.start)[c]
     best = int(np.argmax(np.bincount(c, np.where(sizes == sizes.min(), lost, 0))))
-    named = np.isin(timing.late[chosen][c == best], ranks)
+    named, lost = np.isin(timing.late[chosen][c == best], ranks), lost[c == best]
+    share = float(lost[named].sum() / max(lost.sum(), 1e-12))
     op = op_name(int(timing.kind[chosen][c == best][0]) >> 8)
     words = f"in {named.sum()} of {named.size} slow operations ({op}) of {groups.names[best]!r} it came last"
-    return float(named.mean()), [words], {"votes": int(named.sum()), "num_voting": named.size}
+    words += f", and cost {share:.0%} of what they lost"
+    return share, [words], {"votes": int(named.sum()), "num_voting": named.size, "share_of_votes": round(share, 4)}
 
 
 def _share_of_waiting(timing: Timing, ranks: np.ndarray, excess: np.ndarray) -> float:
