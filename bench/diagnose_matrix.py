@@ -42,6 +42,7 @@ WORKLOADS = ("all-reduce", "ddp", "fsdp2", "pipeline")
 RESULTS = Path(__file__).parents[1] / ".cache" / "diagnose_matrix"
 _LIMIT = 40.0  # seconds for a verdict
 _HEALTHY_STEPS = 1000
+_NOISE = f"import time; end = time.monotonic() + {_LIMIT + 10}\nwhile time.monotonic() < end: pass"
 _LIMITS = Limits(hang_seconds=4.0, window_seconds=4.0)
 
 
@@ -109,7 +110,7 @@ def play(case: Case, folder: Path, *, verbose: bool = False) -> dict[str, Any]:
     frames = folder / "frames"
     Job(data=2).run(num_steps=20).verdict()  # whatever is compiled or loaded at first use
     children = [_forked(case, rank, folder) for rank in range(case.num_ranks)]
-    noise = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"])] if case.fault == "none" else []
+    noise = [subprocess.Popen([sys.executable, "-S", "-c", _NOISE])] if case.fault == "none" else []
     watch, begun, begun_fault = Watch(frames, limits=_LIMITS), time.monotonic(), None
     found: dict[str, Any] = {}
     try:
