@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ from bench.solar_loading_ways import Shape
 from trimtab import kernels
 
 _ROWS = 64  # written at a time
-_PATIENCE = 300.0  # seconds that ranks wait for each other: none stays when a run is killed
+_LONGEST = 600  # seconds of a run: no rank stays when its run was killed
 
 
 def data_file(folder: Path, shape: Shape) -> Path:
@@ -59,31 +60,63 @@ def batches(way: str, path: str, shape: Shape, rank: int, job: str) -> Iterator[
     return ways.ours(path, shape, rank, float(number))
 
 
-def feed(way: str, path: str, shape: Shape, rank: int, folder: str, barrier: Any, found: Any) -> None:
+class Meeting:
+    """A barrier over pipes in a folder: each rank sends a byte to the first, and gets one back when all have come.
+
+    That of multiprocessing wakes the ranks one after the other, over ten system calls each; with a few milliseconds a
+    step and more ranks than processors, runs would measure little else.
+    """
+
+    def __init__(self, folder: str, rank: int, num_ranks: int) -> None:
+        # open for both, so that nobody waits for the other end
+        self._mine = os.open(self.pipe(folder, rank), os.O_RDWR)
+        self._others = [os.open(self.pipe(folder, k), os.O_RDWR) for k in (range(1, num_ranks) if not rank else (0,))]
+        self._is_first = rank == 0
+
+    @staticmethod
+    def pipe(folder: str, rank: int) -> str:
+        """Return where the pipe to a rank lies."""
+        return f"{folder}/pipe-{rank}"
+
+    def wait(self) -> None:
+        """Wait for all ranks."""
+        if not self._is_first:
+            os.write(self._others[0], b".")
+            os.read(self._mine, 1)
+            return
+        missing = len(self._others)
+        while missing:
+            missing -= len(os.read(self._mine, missing))
+        for other in self._others:
+            os.write(other, b".")
+
+
+def feed(way: str, path: str, shape: Shape, rank: int, folder: str, found: Any) -> None:
     """Take all batches of a rank, and report seconds, CPU seconds and reads."""
     import torch
     import torch.distributed as dist
 
+    signal.alarm(_LONGEST)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=shape.num_ranks)
     loaded = batches(way, path, shape, rank, folder)
-    numbers, reads = np.zeros(shape.num_samples, int), 0
+    numbers, reads, meeting = np.zeros(shape.num_samples, int), 0, Meeting(folder, rank, shape.num_ranks)
     for name in ("permutation", "placement", "caching"):
         kernels.load(name)  # what is imported once is no loading of data
     # a virtual machine may have given free memory back to its host, and then the first touch costs ten times as much
     # as elsewhere: there shall be enough that was touched, for whatever a way keeps
     np.empty(shape.num_samples * shape.sample_bytes // shape.num_ranks, np.uint8).fill(1)
-    barrier.wait(_PATIENCE)
+    meeting.wait()
     begun, used = time.perf_counter(), time.process_time()
     for batch, reads in loaded:  # noqa: B007
         x = batch["x"] if isinstance(batch, dict) else batch
         np.add.at(numbers, x[:, 0].numpy().astype(int), 1)
-        barrier.wait(_PATIENCE)
+        meeting.wait()
     seconds = time.perf_counter() - begun
     workers = resource.getrusage(resource.RUSAGE_CHILDREN)  # those of a DataLoader have ended with it
     used = time.process_time() - used + workers.ru_utime + workers.ru_stime
     found.put((seconds, used, reads, numbers))
-    barrier.wait(_PATIENCE)
+    meeting.wait()
     sys.stdout.flush()
     found.close()
     found.join_thread()
@@ -96,16 +129,18 @@ def measure(way: str, shape: Shape, data: Path) -> dict[str, Any]:
     context = multiprocessing.get_context("forkserver")
     # imported once for all ranks
     context.set_forkserver_preload(["bench.solar_loading_ways", "torch.distributed", "torch.utils.data"])
-    barrier, found = context.Barrier(shape.num_ranks), context.Queue()
+    found = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
+        for rank in range(shape.num_ranks):
+            os.mkfifo(Meeting.pipe(folder, rank))
         ranks = [
-            context.Process(target=feed, args=(way, path, shape, rank, folder, barrier, found), daemon=False)
+            context.Process(target=feed, args=(way, path, shape, rank, folder, found), daemon=False)
             for rank in range(shape.num_ranks)
         ]
         for rank in ranks:
             rank.start()
         try:
-            results = [found.get(timeout=600) for _ in ranks]
+            results = [found.get(timeout=_LONGEST) for _ in ranks]
             for rank in ranks:
                 rank.join(60)
         finally:
