@@ -160,16 +160,23 @@ class _Networked:
         self._store, self._others, self._counting = store, others, threading.Lock()
 
     def read(self, samples: np.ndarray, out: Mapping[str, np.ndarray]) -> int:
-        """Read samples, in the order of their numbers; see `trimtab.data.store.Store`."""
+        """Read samples; see `trimtab.data.store.Store`."""
         half, num_bytes = self._store.num_samples, 0
-        num_stored = int(np.searchsorted(samples, half))
-        if num_stored:
-            num_bytes += self._store.read(samples[:num_stored], {name: x[:num_stored] for name, x in out.items()})
-            with self._counting:
-                self.num_reads += num_stored
-        if num_stored < len(samples):
-            rows = {name: x[num_stored:] for name, x in out.items()}
-            num_bytes += self._others.read(samples[num_stored:] - half, rows)
+        is_far = samples >= half
+        for store, chosen, offset in ((self._store, ~is_far, 0), (self._others, is_far, half)):
+            where = np.flatnonzero(chosen)
+            if not len(where):
+                continue
+            if len(where) == len(samples) or where[-1] - where[0] == len(where) - 1:  # in a row: in place
+                part = slice(where[0], where[-1] + 1)
+                num_bytes += store.read(samples[part] - offset, {name: x[part] for name, x in out.items()})
+            else:
+                rows = {name: np.empty((len(where), *x.shape[1:]), x.dtype) for name, x in out.items()}
+                num_bytes += store.read(samples[where] - offset, rows)
+                for name, x in out.items():
+                    x[where] = rows[name]
+        with self._counting:
+            self.num_reads += int(np.count_nonzero(~is_far))
         return num_bytes
 
     def close(self) -> None:
