@@ -209,6 +209,9 @@ def slow(
     if not np.isfinite(timing.base).all() or timing.communicator.size < limits.min_ops:
         not_seen.append("how long operations take: there are too few in the window")
         return None
+    if timing.window < limits.min_window:
+        not_seen.append(f"slowness: there are only {2 * timing.window:.2g} s, of which half is for comparison")
+        return None
     excess, deviation, is_known = _excess(trace, timing, limits, baseline)
     if not is_known:
         not_seen.append("how long ranks work usually: the rings hold no history, and no ranks do the same")

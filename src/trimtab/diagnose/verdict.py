@@ -35,8 +35,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """And it must take so much longer: what a shared processor's scheduling does to a process is no fault."""
     share: float = 0.05
     """What costs a smaller share of the time does not count."""
-    min_cost: float = 0.25
-    """Seconds of the window that must be lost: of a job that has only begun, slowness tells nothing."""
+    min_cost: float = 0.1
+    """Seconds of the window that must be lost."""
+    min_window: float = 1.0
+    """Seconds that the window must have: of a job that has only begun, slowness tells nothing."""
     alpha: float = 0.2
     """Below this share of lateness in what is lost, slowness is S2."""
     beta: float = 0.8
