@@ -490,7 +490,6 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "solar_loading": ("Feeding training: a slow store", solar_loading_tables),
     "solar_reads": ("Feeding training: reading rows", solar_reads_tables),
     "diagnose_matrix": ("Diagnosis: real faults", matrix_table),
-    "diagnose_matrix_python": ("Diagnosis: real faults, hooks in pure Python", matrix_table),
     "diagnose_faults": ("Diagnosis: simulated faults", faults_table),
     "diagnose_peers": ("Diagnosis: beside PyTorch's analyzer", peers_table),
     "diagnose_scale": ("Diagnosis: records of many ranks", scale_table),
