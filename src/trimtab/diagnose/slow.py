@@ -371,8 +371,7 @@ def _not_starved(
 
 def _transfers(trace: Trace, timing: Timing, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
     """For each communicator the seconds that its transfers took more than usual in the window, and which are slow."""
-    more = timing.least - timing.base
-    more = np.where(more > limits.min_seconds, more, 0)
+    more = np.maximum(timing.least - timing.base, 0)
     return _longer(trace, timing, limits, more, timing.least > _slow_from(timing, limits))
 
 
@@ -384,8 +383,7 @@ def _waits(trace: Trace, timing: Timing, limits: Limits, edges: np.ndarray) -> t
     """
     groups = trace.groups
     more = np.fmax(timing.most - timing.before, 0)
-    is_long = more > np.maximum((limits.times - 1) * timing.before, limits.min_seconds)
-    more, found = _longer(trace, timing, limits, more, is_long)
+    more, found = _longer(trace, timing, limits, more, timing.most > limits.times * timing.before)
     if not found.size:
         return more, found
     return more, np.intersect1d(found, groups.communicator[np.isin(groups.ranks, slow_ranks(edges)[0])])
@@ -508,7 +506,7 @@ def _costliest(timing: Timing, late: np.ndarray | None, slow_groups: np.ndarray)
 
 def _slow_from(timing: Timing, limits: Limits) -> np.ndarray:
     """From how many seconds on each operation is slow."""
-    return np.maximum(limits.times * timing.base, timing.base + limits.min_seconds)
+    return limits.times * timing.base
 
 
 def _lasts(by_part: np.ndarray) -> np.ndarray:

@@ -31,8 +31,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Slowness is judged over so much time, and compared with what was before."""
     times: float = 3.0
     """An operation is slow from so many times its usual duration on (theta)."""
-    min_seconds: float = 0.0
-    """And it must take so much longer: what a shared processor's scheduling does to a process is no fault."""
     share: float = 0.05
     """What costs a smaller share of the time does not count."""
     min_cost: float = 0.1
